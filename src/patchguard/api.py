@@ -1,0 +1,251 @@
+"""The verbs: fit, evaluate, predict, report, anomalies. The command line calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
+from patchguard.errors import PatchGuardError
+
+if TYPE_CHECKING:
+    from patchguard.deploy.predict import Prediction
+    from patchguard.models.patchguard import PatchGuard
+
+
+def fit(
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    recipe: Recipe | str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    false_alarm_rate: float = 0.05,
+    twin: bool = True,
+    strict: bool = False,
+    resume: bool = False,
+    evaluation: EvaluationConfig | None = None,
+) -> Path:
+    """From a folder of normal images to a calibrated, attacked detector and its report.
+
+    Args:
+        data: an MVTec-style tree or a plain folder of normal images.
+        out: run folder to create; ``runs/<name of data>`` by default.
+        recipe: a recipe, its name or its YAML file; ``strong`` on a GPU, else ``fast``.
+        steps: length in optimiser steps, in place of the recipe's.
+        epochs: length in passes over the normals, in place of the recipe's.
+        minutes: length in minutes of training, in place of the recipe's.
+        seed: of the split, the weights and every random draw.
+        false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
+        twin: also train the undefended twin that the report compares with.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+        resume: continue the interrupted run in ``out`` with the settings it was started with.
+        evaluation: the attacks of the evaluation.
+
+    Returns:
+        The run folder: :func:`load` reads it, ``report.html`` in it is for people.
+
+    Raises:
+        PatchGuardError: bad input; its one line says what to do.
+        patchguard.errors.Interrupted: stopped by the user; the state is saved.
+    """
+    from patchguard import fitting
+    from patchguard.deploy.calibration import required_normals
+    from patchguard.training.material import prepare
+
+    folder = Path(out) if out else Path("runs") / Path(data).resolve().name
+    settings = FitConfig(
+        data=str(data),
+        seed=seed,
+        false_alarm_rate=false_alarm_rate,
+        twin=twin,
+        strict=strict,
+        recipe=_with_length(_recipe(recipe), steps, epochs, minutes),
+        evaluation=evaluation or EvaluationConfig(),
+    )
+    settings = _open_run(folder, settings, resume)
+    material = prepare(
+        Path(data),
+        settings.recipe.data,
+        calibration_images=required_normals(settings.false_alarm_rate),
+        seed=settings.seed,
+        strict=settings.strict,
+        tell=_tell,
+    )
+    _tell(material.summary)
+    fitting.write_anomalies(material, settings.recipe.data, folder / "anomalies.png", settings.seed)
+    runs = {folder: settings}
+    if settings.twin and fitting.is_defended(settings):
+        runs[folder / "twin"] = fitting.undefended(settings)
+    for run, of_run in runs.items():
+        fitting.fit_detector(material, of_run, run, tell=_tell)
+    test, name = fitting.test_set(material, settings)
+    for run in runs:
+        fitting.evaluate_run(
+            run, test, name, settings.evaluation, data=str(data), seed=settings.seed
+        )
+    report(folder)
+    return folder
+
+
+def load(run: str | Path) -> PatchGuard:
+    """The detector of a run folder, in eval mode on the CPU; see :meth:`PatchGuard.load`."""
+    from patchguard.models.patchguard import PatchGuard
+
+    return PatchGuard.load(run)
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path,
+    *,
+    evaluation: EvaluationConfig | None = None,
+    seed: int = 0,
+    strict: bool = False,
+) -> Path:
+    """Attack a finished run on labelled test images, and renew its metrics and report.
+
+    Args:
+        run: run folder.
+        data: MVTec-style tree with a ``test`` folder of normal and anomalous images.
+        evaluation: the attacks.
+        seed: of their random starts.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+
+    Returns:
+        The file of metrics.
+
+    Raises:
+        PatchGuardError: bad input; its one line says what to do.
+    """
+    from patchguard import fitting
+    from patchguard.data.folder import scan
+    from patchguard.evaluation.test_set import labelled_images
+    from patchguard.models.checkpoint import METRICS, read_config
+
+    folder = Path(run)
+    settings, _ = read_config(folder)
+    tree = scan(Path(data), strict=strict)
+    for path, reason in tree.skipped:
+        _tell(f"skipped {path}: {reason}")
+    if not tree.has_test:
+        raise PatchGuardError(f"{data}: no test folder with both normal and anomalous images")
+    test = labelled_images(tree.test, settings.recipe.data.image_size, tree.has_masks)
+    for each in (folder, folder / "twin"):
+        if each.exists():
+            fitting.evaluate_run(
+                each,
+                test,
+                fitting.LABELLED,
+                evaluation or EvaluationConfig(),
+                data=str(data),
+                seed=seed,
+            )
+    report(folder)
+    return folder / METRICS
+
+
+def predict(
+    run: str | Path, images: str | Path, *, out: str | Path, maps: bool = False
+) -> Iterator[Prediction | PatchGuardError]:
+    """Scores, verdicts and overlays of new images, at the resolution they came in.
+
+    Args:
+        run: run folder.
+        images: an image or a folder of images.
+        out: folder for ``scores.csv``, ``scores.json`` and ``overlays``.
+        maps: also write the raw anomaly maps, float32 ``.npy``.
+
+    Yields:
+        A prediction for each file, or the error that kept it from being read.
+
+    Raises:
+        PatchGuardError: no images, or a run folder that is unfinished or damaged.
+    """
+    from patchguard.data.folder import list_images
+    from patchguard.deploy.predict import Predictor, write_predictions
+    from patchguard.fitting import calibrated, device
+
+    paths = list_images(Path(images))
+    root = Path(images) if Path(images).is_dir() else Path(images).parent
+    detector, calibration = calibrated(Path(run))
+    predictor = Predictor(detector.to(device()), calibration, detector.image_size)
+    return write_predictions(predictor, paths, root, Path(out), maps=maps)
+
+
+def report(run: str | Path) -> Path:
+    """Render ``report.html`` of a run folder from the files in it; returns its path."""
+    from patchguard.report.render import render_report
+
+    path = render_report(Path(run))
+    _tell(f"report: {path}")
+    return path
+
+
+def anomalies(
+    data: str | Path, *, out: str | Path, recipe: Recipe | str | None = None, seed: int = 0
+) -> Path:
+    """A picture of training images, their foregrounds and pseudo-anomalies made from them.
+
+    Args:
+        data: an MVTec-style tree or a plain folder of normal images.
+        out: PNG file to write.
+        recipe: a recipe, its name or its YAML file.
+        seed: of the pseudo-anomalies.
+
+    Raises:
+        PatchGuardError: bad input; its one line says what to do.
+    """
+    from patchguard.fitting import write_anomalies
+    from patchguard.training.material import prepare
+
+    config = _recipe(recipe).data
+    material = prepare(
+        Path(data), config, calibration_images=0, seed=seed, strict=False, tell=_tell
+    )
+    _tell(f"foreground: {material.foreground}")
+    write_anomalies(material, config, Path(out), seed)
+    return Path(out)
+
+
+def _recipe(recipe: Recipe | str | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return load_recipe(recipe or default_recipe())
+
+
+def default_recipe() -> str:
+    """``strong`` on a GPU, else ``fast``."""
+    import torch
+
+    return "strong" if torch.cuda.is_available() else "fast"
+
+
+def _with_length(
+    recipe: Recipe, steps: int | None, epochs: float | None, minutes: float | None
+) -> Recipe:
+    if steps is None and epochs is None and minutes is None:
+        return recipe
+    training = replace(recipe.training, steps=steps, epochs=epochs, minutes=minutes)
+    return replace(recipe, training=training)
+
+
+def _open_run(folder: Path, settings: FitConfig, resume: bool) -> FitConfig:
+    """Create the run folder, or take over the settings of the run that is resumed."""
+    from patchguard.models.checkpoint import CONFIG, read_config
+
+    if not (folder / CONFIG).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return settings
+    if not resume:
+        raise PatchGuardError(f"{folder} holds a run already; add --resume or choose another --out")
+    _tell(f"continuing {folder} with the settings in its {CONFIG}")
+    return read_config(folder)[0]
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)

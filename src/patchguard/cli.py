@@ -1,0 +1,194 @@
+"""The command line: one thin function per command; the work is in :mod:`patchguard.api`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from patchguard import __version__, api
+from patchguard.config import EvaluationConfig, Recipe, recipe_path
+from patchguard.errors import Interrupted, PatchGuardError
+
+FLAGS = ("--strict", "--resume", "--maps")
+"""Options that are switched on by their name alone."""
+
+
+def fit(
+    data: str,
+    recipe: Recipe,
+    evaluation: EvaluationConfig,
+    out: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    false_alarm_rate: float = 0.05,
+    twin: bool = True,
+    strict: bool = False,
+    resume: bool = False,
+) -> None:
+    """Train, calibrate, attack and report on a folder of normal images.
+
+    Args:
+        data: an MVTec-style tree or a plain folder of normal images.
+        recipe: fast (default on a CPU), strong (default on a GPU), paper, clean or a YAML file.
+        evaluation: a YAML file with the settings below.
+        out: run folder to create (default: runs/<name of data>).
+        steps: length in optimiser steps, in place of the recipe's.
+        epochs: length in passes over the normals, in place of the recipe's.
+        minutes: length in minutes of training, in place of the recipe's.
+        seed: of the split, the weights and every random draw.
+        false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
+        twin: also train the undefended twin that the report compares with.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+        resume: continue the interrupted run in OUT with the settings it was started with.
+    """
+    api.fit(
+        data,
+        out=out,
+        recipe=recipe,
+        steps=steps,
+        epochs=epochs,
+        minutes=minutes,
+        seed=seed,
+        false_alarm_rate=false_alarm_rate,
+        twin=twin,
+        strict=strict,
+        resume=resume,
+        evaluation=evaluation,
+    )
+
+
+def evaluate(
+    run: str, data: str, evaluation: EvaluationConfig, seed: int = 0, strict: bool = False
+) -> None:
+    """Attack a finished run on labelled test images; renew its metrics and report.
+
+    Args:
+        run: run folder.
+        data: MVTec-style tree with a test folder of normal and anomalous images.
+        evaluation: a YAML file with the settings below.
+        seed: of the attacks' random starts.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+    """
+    api.evaluate(run, data, evaluation=evaluation, seed=seed, strict=strict)
+
+
+def predict(run: str, images: str, out: str, maps: bool = False) -> None:
+    """Scores, verdicts and overlays of new images, at the resolution they came in.
+
+    Args:
+        run: run folder.
+        images: an image or a folder of images.
+        out: folder for scores.csv, scores.json and overlays.
+        maps: also write the raw anomaly maps (float32 .npy).
+    """
+    faults = []
+    for found in api.predict(run, images, out=out, maps=maps):
+        if isinstance(found, PatchGuardError):
+            faults.append(found)
+            print(found, file=sys.stderr)
+        else:
+            print(f"{found.verdict:9}  score {found.score:8.3f}  p {found.p_value:.3f}  {found.image}")
+    print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
+    if faults:
+        raise PatchGuardError(f"{len(faults)} of the files could not be read; the rest is in {out}")
+
+
+def report(run: str) -> None:
+    """Render report.html of a run folder again.
+
+    Args:
+        run: run folder.
+    """
+    api.report(run)
+
+
+def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int = 0) -> None:
+    """A picture of training images, their foregrounds and pseudo-anomalies made from them.
+
+    Args:
+        data: an MVTec-style tree or a plain folder of normal images.
+        recipe: fast (default on a CPU), strong (default on a GPU), paper, clean or a YAML file.
+        out: PNG file to write.
+        seed: of the pseudo-anomalies.
+    """
+    print(f"written: {api.anomalies(data, out=out, recipe=recipe, seed=seed)}")
+
+
+def synthetic(out: str, seed: int = 0) -> None:
+    """Write the built-in benchmark: three rendered categories as MVTec-style trees.
+
+    Args:
+        out: folder to create.
+        seed: of everything in the images.
+    """
+    from patchguard.data.synthetic import write_benchmark
+
+    for folder in write_benchmark(Path(out), seed=seed):
+        print(f"written: {folder}")
+
+
+COMMANDS = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "predict": predict,
+    "report": report,
+    "anomalies": anomalies,
+    "synthetic": synthetic,
+}
+
+
+class _Parser(ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise PatchGuardError(f"{' '.join(str(message).split())} (see {self.prog} --help)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 on bad input, 130 when interrupted."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except PatchGuardError as error:
+        print(f"patchguard: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Interrupted) else 1
+    except KeyboardInterrupt:
+        print("patchguard: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    parser = _Parser(prog="patchguard", description="Robust visual anomaly detection.", version=__version__)
+    commands = parser.add_subcommands(dest="command")
+    for name, function in COMMANDS.items():
+        command = _Parser(description=(function.__doc__ or "").splitlines()[0])
+        command.add_function_arguments(function, as_positional=True)
+        commands.add_subcommand(name, command, help=command.description)
+    settings = parser.instantiate(parser.parse_args(_expanded(argv)))
+    name = settings["command"]
+    COMMANDS[name](**settings[name])
+    return 0
+
+
+def _expanded(argv: list[str]) -> list[str]:
+    """Bare flags get a value, and names of recipes become files."""
+    words = [f"{word}=true" if word in FLAGS else word for word in argv]
+    for place, word in enumerate(words):
+        if word.startswith("--recipe="):
+            words[place] = f"--recipe={recipe_path(word.removeprefix('--recipe='))}"
+        elif word == "--recipe" and place + 1 < len(words):
+            words[place + 1] = str(recipe_path(words[place + 1]))
+    if _needs_recipe(words):
+        words[1:1] = ["--recipe", str(recipe_path(api.default_recipe()))]
+    return words
+
+
+def _needs_recipe(words: list[str]) -> bool:
+    """A command that trains, called without a recipe and not only for help."""
+    given = any(word == "--recipe" or word.startswith("--recipe=") for word in words)
+    wants_help = not {"-h", "--help"}.isdisjoint(words)
+    return words[:1] in (["fit"], ["anomalies"]) and not given and not wants_help

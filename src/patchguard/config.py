@@ -1,0 +1,298 @@
+"""Typed settings: the source of the command line's options and of the YAML recipes.
+
+Nothing here imports torch, so that ``patchguard --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from patchguard.errors import PatchGuardError
+
+ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "files"]
+AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
+AnomalyBlend = Literal["opaque", "soft", "transparent"]
+
+
+@dataclass
+class ForegroundConfig:
+    """How the foreground of a normal image is found.
+
+    Args:
+        method: see :mod:`patchguard.data.foreground`.
+        weights: local weight file for ``gradcam`` or ``attention``; the hub when absent.
+        masks: folder of mask images named like the images, for ``files``.
+    """
+
+    method: ForegroundMethod = "auto"
+    weights: str | None = None
+    masks: str | None = None
+
+
+@dataclass
+class AnomalyConfig:
+    """How pseudo-anomalies are made; lengths are relative to the foreground.
+
+    The published method is ``shapes: [rectangle]``, ``blends: [opaque]``, ``count_max: 1``.
+
+    Args:
+        shapes: outlines of the pasted patch, one drawn per patch.
+        blends: ``opaque``, ``soft`` (fading in from the outline) or ``transparent`` (40 to 100 %
+            opaque), one drawn per patch.
+        side_min: shortest side of a patch, as a fraction of the square root of the foreground area.
+        side_max: longest side of a patch, in the same unit; sides are log-uniform in between.
+        count_max: most patches per image.
+        contrast_floor: least mean absolute change of a patch's pixels, none counted for more than
+            twice that; at most 0.5.
+    """
+
+    shapes: list[AnomalyShape] = field(
+        default_factory=lambda: ["rectangle", "ellipse", "irregular", "line"]
+    )
+    blends: list[AnomalyBlend] = field(default_factory=lambda: ["opaque", "soft", "transparent"])
+    side_min: float = 0.08
+    side_max: float = 0.5
+    count_max: int = 2
+    contrast_floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise PatchGuardError("anomalies.shapes is empty: name at least one shape.")
+        if not self.blends:
+            raise PatchGuardError("anomalies.blends is empty: name at least one blend.")
+        if not 0 < self.side_min <= self.side_max <= 1:
+            raise PatchGuardError(
+                f"anomalies.side_min={self.side_min} and anomalies.side_max={self.side_max}: "
+                "choose 0 < side_min <= side_max <= 1."
+            )
+        if self.count_max < 1:
+            raise PatchGuardError(f"anomalies.count_max={self.count_max}: choose at least 1.")
+        if not 0 <= self.contrast_floor <= 0.5:
+            raise PatchGuardError(
+                f"anomalies.contrast_floor={self.contrast_floor}: choose a value in [0, 0.5]."
+            )
+
+
+@dataclass
+class DataConfig:
+    """How images become training batches.
+
+    Args:
+        image_size: side in pixels of the square the detector sees.
+        foreground: how the foreground is found.
+        anomalies: how pseudo-anomalies are made.
+        flips: random horizontal and vertical flips of the training images.
+        workers: loader processes.
+    """
+
+    image_size: int = 112
+    foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
+    anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
+    flips: bool = True
+    workers: int = 1
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Args:
+        backbone: ``patchguard_mini`` (built in) or the name of any timm Vision Transformer.
+        weights: ``none``, ``hub`` (timm's pretrained weights) or a local weight file.
+        heads: attention heads of the discriminator block.
+        hidden: width of the discriminator's MLP.
+        dropout: dropout of the discriminator block.
+        top_k: the image score is the mean of this many largest patch logits.
+        blur_sigma: standard deviation in pixels of the Gaussian that smooths the map.
+        blur_radius: radius in pixels at which that Gaussian is cut.
+    """
+
+    backbone: str = "patchguard_mini"
+    weights: str = "none"
+    heads: int = 4
+    hidden: int = 512
+    dropout: float = 0.2
+    top_k: int = 3
+    blur_sigma: float = 3.0
+    blur_radius: int = 7
+
+
+@dataclass
+class InnerAttackConfig:
+    """The attack inside adversarial training.
+
+    Args:
+        eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
+        ramp: fraction of the training over which eps grows linearly from 0.
+        steps: gradient steps.
+        step_size: step as a multiple of eps / steps.
+        start: radius of the uniform random start as a multiple of eps; 0 starts at the image.
+        project: clip the perturbation to eps (off in N-FGSM, whose noise may exceed it).
+        dropout: leave dropout on inside the attack, as the released code does.
+        keep_clean: train on the clean images as well as on the attacked ones.
+    """
+
+    eps: str = "8/255"
+    ramp: float = 0.8
+    steps: int = 1
+    step_size: float = 1.0
+    start: float = 2.0
+    project: bool = False
+    dropout: bool = False
+    keep_clean: bool = False
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation.
+
+    Exactly one of ``steps``, ``epochs`` and ``minutes`` gives the length; runs given in steps
+    or epochs are exactly reproducible.
+
+    Args:
+        steps: optimiser steps.
+        epochs: passes over the normal images.
+        minutes: wall-clock minutes.
+        batch_size: normal images per step; as many pseudo-anomalies join them.
+        lr: peak learning rate of AdamW.
+        lr_final: final learning rate as a fraction of ``lr`` (cosine decay).
+        weight_decay: AdamW's weight decay.
+        gradient_clip: largest gradient norm.
+        ema: decay of the averaged weights that become the detector; 0 keeps the last weights.
+        attention: weight of the attention term by backbone block, counted from 1.
+        precision: ``32`` or ``bf16`` (mixed).
+        attack: the inner attack.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    minutes: float | None = None
+    batch_size: int = 16
+    lr: float = 8e-4
+    lr_final: float = 0.0125
+    weight_decay: float = 0.05
+    gradient_clip: float = 1.0
+    ema: float = 0.995
+    attention: dict[int, float] = field(default_factory=dict)
+    precision: Literal["32", "bf16"] = "32"
+    attack: InnerAttackConfig = field(default_factory=InnerAttackConfig)
+
+
+@dataclass
+class Recipe:
+    """Everything that decides what a training run produces, besides the images and the seed."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class EvaluationConfig:
+    """The attacks of an evaluation.
+
+    Args:
+        eps: radii in pixel space, written n/255.
+        steps: gradient steps of the adaptive attacks and of the legacy attack.
+        restarts: random starts of the adaptive attacks.
+        batch_size: images attacked at once.
+    """
+
+    eps: list[str] = field(default_factory=lambda: ["1/255", "2/255", "4/255", "8/255"])
+    steps: int = 20
+    restarts: int = 1
+    batch_size: int = 32
+
+
+@dataclass
+class FitConfig:
+    """All settings of a fit: with the images, they decide everything in the run folder.
+
+    Args:
+        data: an MVTec-style tree or a plain folder of normal images.
+        seed: of the split, the weights and every random draw.
+        false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
+        twin: also train the undefended twin that the report compares with.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+        recipe: how to train.
+        evaluation: how to attack.
+    """
+
+    data: str
+    seed: int = 0
+    false_alarm_rate: float = 0.05
+    twin: bool = True
+    strict: bool = False
+    recipe: Recipe = field(default_factory=Recipe)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def parse_eps(text: str) -> float:
+    """Radius in pixel space from ``n/255`` notation (or a plain number in [0, 1]).
+
+    Raises:
+        PatchGuardError: not a number, or outside [0, 1].
+    """
+    numerator, _, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise PatchGuardError(f"eps {text!r} is not a radius in [0, 1]; write it as n/255")
+    return value
+
+
+RECIPES = Path(__file__).parent / "training" / "recipes"
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name (``fast``, ``strong``, ``paper``, ``clean``) or in that YAML file.
+
+    Raises:
+        PatchGuardError: no such recipe, or a setting of the wrong name or type.
+    """
+    import yaml
+
+    path = recipe_path(name)
+    try:
+        return from_plain(Recipe, yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PatchGuardError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+
+
+def recipe_path(name: str) -> Path:
+    """The YAML file of a built-in recipe, or the file of that name.
+
+    Raises:
+        PatchGuardError: neither exists.
+    """
+    built_in, file = RECIPES / f"{name}.yaml", Path(name)
+    for candidate in (built_in, file):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise PatchGuardError(f"recipe {name}: neither a file nor one of {known}")
+
+
+T = TypeVar("T")
+
+
+def from_plain(kind: type[T], content: dict[str, Any]) -> T:
+    """One of the dataclasses above from plain values, checked against its types.
+
+    Raises:
+        PatchGuardError: an unknown name or a value of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    name = kind.__name__.removesuffix("Config").lower()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, name)
+    try:
+        return cast(T, parser.instantiate(parser.parse_object({name: content}))[name])
+    except (ArgumentError, TypeError) as error:
+        raise PatchGuardError(" ".join(str(error).split())) from error
