@@ -1,0 +1,1 @@
+"""Images in: files, folders, the synthetic benchmark, foregrounds."""
