@@ -1,0 +1,296 @@
+"""Pseudo-anomalies: a distorted, rotated piece of a normal image pasted onto its foreground.
+
+The procedure is PatchGuard's (Nafez et al., CVPR 2025); outlines other than the rectangle,
+blending, sizes relative to the foreground and the contrast floor are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from patchguard.anomalies.distortions import bilinear, distort, shade
+from patchguard.anomalies.noise import FloatArray, perlin
+from patchguard.config import AnomalyBlend, AnomalyConfig, AnomalyShape
+
+BoolArray = NDArray[np.bool_]
+
+# Shorter sides give a patch too few pixels to distort.
+_MIN_SIDE = 4
+_ATTEMPTS = 4
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Generator of one sample: equal triples give equal draws, whatever was drawn before."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch, index)))
+
+
+def make_pseudo_anomaly(
+    image: FloatArray, foreground: BoolArray, rng: np.random.Generator, config: AnomalyConfig
+) -> tuple[FloatArray, BoolArray]:
+    """Paste up to `config.count_max` distorted patches of `image` onto its foreground.
+
+    Args:
+        image: normal image float32 `[H, W, 3]` in [0, 1]; not modified.
+        foreground: `[H, W]`; patches stay inside :func:`usable_foreground` of it.
+        rng: sole source of randomness.
+        config: sizes, outlines, blending, number and least contrast of the patches.
+
+    Returns:
+        Pseudo-anomaly float32 `[H, W, 3]` in [0, 1], equal to `image` outside the mask; and the
+        mask `[H, W]` of the pasted pixels, never empty.
+    """
+    foreground = usable_foreground(foreground)
+    sums = _integral(foreground)
+    anomaly = image.copy()
+    mask = np.zeros(foreground.shape, dtype=bool)
+    for _ in range(rng.integers(1, config.count_max + 1)):
+        free = foreground & ~mask
+        if not free.any():
+            break
+        patch = _visible_patch(image, sums, free, rng, config)
+        anomaly[patch.rows, patch.cols] = patch.colours
+        mask[patch.rows, patch.cols] = True
+    return anomaly, mask
+
+
+def usable_foreground(foreground: BoolArray) -> BoolArray:
+    """Where patches may lie: the foreground `[H, W]` grown by 2 % of the image's shorter side.
+
+    The whole image when the foreground is empty or too small to hold a patch.
+    """
+    if np.count_nonzero(foreground) < _MIN_SIDE**2:
+        return np.ones_like(foreground)
+    # Defects reach over the edge of an object, and masks tend to stop short of it.
+    radius = max(1, round(0.02 * min(foreground.shape)))
+    return _widened(_widened(foreground, radius).T, radius).T
+
+
+def _widened(mask: BoolArray, radius: int) -> BoolArray:
+    """Dilate along the rows only."""
+    wide = mask.copy()
+    for shift in range(1, radius + 1):
+        wide[shift:] |= mask[:-shift]
+        wide[:-shift] |= mask[shift:]
+    return wide
+
+
+class _Patch(NamedTuple):
+    """Pixels `[n]` of a patch and their final colours `[n, 3]`."""
+
+    rows: NDArray[np.intp]
+    cols: NDArray[np.intp]
+    colours: FloatArray
+
+
+class _Box(NamedTuple):
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: FloatArray) -> FloatArray:
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def _visible_patch(
+    image: FloatArray,
+    sums: NDArray[np.int32],
+    free: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+) -> _Patch:
+    """Draw patches until one is visible; shade the image itself when none is.
+
+    Args:
+        image: normal image `[H, W, 3]`.
+        sums: integral of the foreground, where sources lie.
+        free: foreground `[H, W]` without earlier patches, where targets lie; not empty.
+        rng: source of randomness.
+        config: how patches are made.
+    """
+    free_sums = _integral(free)
+    scale = np.sqrt(sums[-1, -1])
+    for _ in range(_ATTEMPTS):
+        target = _place(free_sums, *_draw_sides(scale, rng, config), rng)
+        source = _place(sums, target.height, target.width, rng)
+        patch = _draw_patch(image, source, target, free, rng, config)
+        if _visible(image, patch, config.contrast_floor):
+            return patch
+    return _shaded_patch(image, target, config.contrast_floor)
+
+
+def _draw_sides(scale: float, rng: np.random.Generator, config: AnomalyConfig) -> tuple[int, int]:
+    """Height and width, log-uniform and independent."""
+    low, high = np.maximum(np.array([config.side_min, config.side_max]) * scale, _MIN_SIDE)
+    height, width = np.exp(rng.uniform(np.log(low), np.log(high), 2)).round().astype(int)
+    return int(height), int(width)
+
+
+def _integral(mask: BoolArray) -> NDArray[np.int32]:
+    """Sums `[H + 1, W + 1]` of the mask above and left of each pixel corner."""
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
+    np.cumsum(mask, axis=0, dtype=np.int32, out=sums[1:, 1:])
+    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
+    return sums
+
+
+def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Generator) -> _Box:
+    """Draw a rectangle wholly on the mask that `sums` integrates, smaller where none fits."""
+    height, width = min(height, sums.shape[0] - 1), min(width, sums.shape[1] - 1)
+    while True:
+        lower, upper = sums[height:], sums[: sums.shape[0] - height]
+        covered = lower[:, width:] - lower[:, :-width] - upper[:, width:] + upper[:, :-width]
+        corners = np.flatnonzero(covered == height * width)
+        if len(corners):
+            top, left = divmod(int(corners[rng.integers(len(corners))]), covered.shape[1])
+            return _Box(top, left, height, width)
+        height, width = max(1, int(height * 0.8)), max(1, int(width * 0.8))
+
+
+def _draw_patch(
+    image: FloatArray,
+    source: _Box,
+    target: _Box,
+    free: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+) -> _Patch:
+    """Distort the source, rotate it by -90 to 90 degrees and blend it into the target."""
+    angle = rng.uniform(-np.pi / 2, np.pi / 2)
+    rows, cols = _rotated_extent(target, angle, free.shape)
+    down, right = _unrotated(target, rows, cols, angle)
+    shape: AnomalyShape = config.shapes[rng.integers(len(config.shapes))]
+    inside = _SHAPES[shape](down, right, target.height, target.width, rng)
+    inside &= free[np.ix_(rows, cols)]
+    blend: AnomalyBlend = config.blends[rng.integers(len(config.blends))]
+    opacity = _opacity(inside, blend, rng)
+
+    row, col = np.nonzero(inside)
+    colours = bilinear(
+        distort(source.of(image), rng),
+        down[row, col] + np.float32((target.height - 1) / 2),
+        right[row, col] + np.float32((target.width - 1) / 2),
+    )
+    if shape == "line":
+        # A sliver of a texture on the same texture would be lost in it.
+        colours += np.float32(shade(rng))
+    row, col, weight = rows[row], cols[col], opacity[row, col][:, None]
+    below = image[row, col]
+    return _Patch(row, col, np.clip(below + weight * (colours - below), 0, 1))
+
+
+def _rotated_extent(
+    box: _Box, angle: float, shape: tuple[int, ...]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the image that the rotated box can touch."""
+    sin, cos = abs(np.sin(angle)), abs(np.cos(angle))
+    half_height = (cos * box.height + sin * box.width) / 2
+    half_width = (sin * box.height + cos * box.width) / 2
+    middle_row, middle_col = box.top + box.height / 2, box.left + box.width / 2
+    rows = np.arange(
+        max(0, int(middle_row - half_height)), min(shape[0], int(middle_row + half_height) + 1)
+    )
+    cols = np.arange(
+        max(0, int(middle_col - half_width)), min(shape[1], int(middle_col + half_width) + 1)
+    )
+    return rows, cols
+
+
+def _unrotated(
+    box: _Box, rows: NDArray[np.intp], cols: NDArray[np.intp], angle: float
+) -> tuple[FloatArray, FloatArray]:
+    """Pixel offsets `[len(rows), len(cols)]` from the box's centre in its own axes."""
+    row = (rows - (box.top + (box.height - 1) / 2)).astype(np.float32)[:, None]
+    col = (cols - (box.left + (box.width - 1) / 2)).astype(np.float32)[None, :]
+    sin, cos = np.float32(np.sin(angle)), np.float32(np.cos(angle))
+    return cos * row - sin * col, sin * row + cos * col
+
+
+def _rectangle(
+    down: FloatArray, right: FloatArray, height: int, width: int, rng: np.random.Generator
+) -> BoolArray:
+    return (np.abs(down) <= height / 2) & (np.abs(right) <= width / 2)
+
+
+def _ellipse(
+    down: FloatArray, right: FloatArray, height: int, width: int, rng: np.random.Generator
+) -> BoolArray:
+    inside: BoolArray = _eccentricity(down, right, height, width) <= 1
+    return inside
+
+
+def _irregular(
+    down: FloatArray, right: FloatArray, height: int, width: int, rng: np.random.Generator
+) -> BoolArray:
+    """Blobs: thresholded noise that fades out towards the rectangle's inscribed ellipse."""
+    period = max(2.0, rng.uniform(0.3, 0.8) * min(height, width))
+    field = perlin(down.shape[0], down.shape[1], period, rng)
+    distance = _eccentricity(down, right, height, width)
+    inside: BoolArray = (distance <= 1) & (field > distance * 1.4 - rng.uniform(0.5, 0.9))
+    return inside
+
+
+def _line(
+    down: FloatArray, right: FloatArray, height: int, width: int, rng: np.random.Generator
+) -> BoolArray:
+    """A scratch: a thin sine along the longer side."""
+    if height > width:
+        down, right, height, width = right, down, width, height
+    thickness = min(rng.uniform(1.2, 1.2 + 0.06 * width), height)
+    swing = rng.uniform(0, 1) * (height - thickness) / 2
+    bend = rng.uniform(0.5, 3) * np.pi / width
+    centre = np.float32(swing) * np.sin(right * np.float32(bend) + rng.uniform(0, 2 * np.pi))
+    inside: BoolArray = (np.abs(down - centre) <= thickness / 2) & (np.abs(right) <= width / 2)
+    return inside
+
+
+def _eccentricity(down: FloatArray, right: FloatArray, height: int, width: int) -> FloatArray:
+    """Squared distance from the centre, 1 on the inscribed ellipse."""
+    squared: FloatArray = (down * np.float32(2 / height)) ** 2
+    squared += (right * np.float32(2 / width)) ** 2
+    return squared
+
+
+_SHAPES: dict[
+    AnomalyShape, Callable[[FloatArray, FloatArray, int, int, np.random.Generator], BoolArray]
+] = {"rectangle": _rectangle, "ellipse": _ellipse, "irregular": _irregular, "line": _line}
+
+
+def _opacity(inside: BoolArray, blend: AnomalyBlend, rng: np.random.Generator) -> FloatArray:
+    """Weight in (0, 1] of the patch at each pixel `[h, w]` inside it."""
+    if blend == "soft":
+        depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+        ramp = rng.uniform(0.2, 1) * depth.max()
+        weight: FloatArray = np.minimum(1, depth / max(ramp, 1)).astype(np.float32)
+        return weight
+    constant = rng.uniform(0.4, 1) if blend == "transparent" else 1
+    return np.full(inside.shape, constant, dtype=np.float32)
+
+
+def _visible(image: FloatArray, patch: _Patch, floor: float) -> bool:
+    """Whether the pixels change by `floor` on average, none counted for more than twice that.
+
+    Without the cap, one bright corner would vouch for a patch that is otherwise unchanged.
+    """
+    change = np.abs(patch.colours - image[patch.rows, patch.cols]).mean(axis=1)
+    return len(change) > 0 and float(np.minimum(change, 2 * floor).mean()) >= floor
+
+
+def _shaded_patch(image: FloatArray, target: _Box, floor: float) -> _Patch:
+    """The target's own texture, brighter where it is dark and darker where it is bright.
+
+    Moving a patch by `s` away from the nearer bound changes it by at least `s / 2` on average
+    whatever the clipping takes, since `min(s, x) >= s x` for `s`, `x` in [0, 1] and the mean
+    room `x` is at least 1/2.
+    """
+    rows, cols = np.mgrid[
+        target.top : target.top + target.height, target.left : target.left + target.width
+    ].reshape(2, -1)
+    below = image[rows, cols]
+    step = 2 * floor if below.mean() <= 0.5 else -2 * floor
+    return _Patch(rows, cols, np.clip(below + np.float32(step), 0, 1))
