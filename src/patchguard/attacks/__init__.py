@@ -1,0 +1,1 @@
+"""Attacks on anomaly scores and maps."""

@@ -1,0 +1,100 @@
+"""A detector on disk: safetensors, a readable config, and checksums. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from patchguard.config import FitConfig, from_plain
+from patchguard.errors import PatchGuardError
+from patchguard.models.patchguard import PatchGuard
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yaml"
+CALIBRATION = "calibration.json"
+METRICS = "metrics.json"
+MANIFEST = "manifest.json"
+SEALED = (WEIGHTS, CONFIG, CALIBRATION, METRICS)
+
+
+def write_config(folder: Path, settings: FitConfig, provenance: dict[str, Any]) -> None:
+    """Write ``config.yaml``: the settings, and the versions, device and image counts."""
+    content = {**provenance, "settings": asdict(settings)}
+    (folder / CONFIG).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def read_config(folder: Path) -> tuple[FitConfig, dict[str, Any]]:
+    """The settings and provenance of a run folder.
+
+    Raises:
+        PatchGuardError: no such file, or not what :func:`write_config` writes.
+    """
+    path = folder / CONFIG
+    try:
+        content = yaml.safe_load(path.read_text())
+        return from_plain(FitConfig, content.pop("settings")), content
+    except OSError as error:
+        raise PatchGuardError(f"{folder} is not a run folder: it has no {CONFIG}") from error
+    except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError, PatchGuardError) as error:
+        raise PatchGuardError(f"{path} is damaged or not a PatchGuard config") from error
+
+
+def save_weights(model: PatchGuard, folder: Path) -> None:
+    """Write the detector's weights and buffers."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+
+
+def load_detector(folder: Path) -> PatchGuard:
+    """The detector of a run folder in eval mode, on the CPU.
+
+    Raises:
+        PatchGuardError: a file is missing, truncated or altered.
+    """
+    settings, _ = read_config(folder)
+    recipe = settings.recipe
+    for name in (CONFIG, WEIGHTS):
+        verify(folder, name)
+    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise PatchGuardError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it") from error
+    return model.eval()
+
+
+def seal(folder: Path) -> None:
+    """Write ``manifest.json``: the sha256 of each part of the checkpoint that is there."""
+    digests = {name: _digest(folder / name) for name in SEALED if (folder / name).exists()}
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=2))
+
+
+def verify(folder: Path, name: str) -> None:
+    """Compare a part of the checkpoint with its checksum.
+
+    Raises:
+        PatchGuardError: the part or the manifest is missing, or they disagree.
+    """
+    if not (folder / name).exists():
+        raise PatchGuardError(f"{folder / name} is missing: the run is unfinished; fit it --resume")
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PatchGuardError(f"{folder / MANIFEST} has no checksum of {name}") from error
+    if _digest(folder / name) != expected:
+        raise PatchGuardError(
+            f"{folder / name} is truncated or altered: it does not match {MANIFEST}; "
+            "restore it or fit again"
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,79 @@
+"""PatchGuard: a Vision Transformer that scores every patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from patchguard.config import ModelConfig
+from patchguard.detector import Detection, Detector
+from patchguard.errors import PatchGuardError
+from patchguard.models.discriminator import Discriminator, MapHead, top_k_mean
+from patchguard.models.vit import create_backbone, normalisation, patch_tokens
+
+
+class PatchGuard(Detector):
+    """Backbone → discriminator → patch logits → image score and pixel map.
+
+    Args:
+        config: the network's settings.
+        image_size: side in pixels of the square images it takes.
+
+    Raises:
+        PatchGuardError: a backbone that does not exist, is no ViT, or does not suit the size.
+    """
+
+    def __init__(self, config: ModelConfig, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = image_size
+        self.backbone = create_backbone(config.backbone, image_size, config.weights)
+        mean, std = normalisation(self.backbone)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        grid = self.backbone.patch_embed.grid_size[0]
+        self.discriminator = Discriminator(
+            grid * grid, self.backbone.embed_dim, config.heads, config.hidden, config.dropout
+        )
+        self.map_head = MapHead(grid, image_size, config.blur_sigma, config.blur_radius)
+        self.grid = grid
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's transformer blocks, first to last."""
+        return list(cast(VisionTransformer, self.backbone).blocks)
+
+    def patch_logits(self, images: Tensor) -> Tensor:
+        """Patch logits [B, h, w] of images [B, 3, H, W] in [0, 1].
+
+        Raises:
+            PatchGuardError: images of another size than the detector was built for.
+        """
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            height, width = images.shape[-2:]
+            raise PatchGuardError(
+                f"images of {height}x{width} px given to a detector of {self.image_size} px; "
+                f"resize them to {self.image_size}x{self.image_size}"
+            )
+        normalised = (images - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        logits: Tensor = self.discriminator(patch_tokens(self.backbone, normalised))
+        return logits.unflatten(1, (self.grid, self.grid))
+
+    def forward(self, images: Tensor) -> Detection:
+        logits = self.patch_logits(images)
+        score = top_k_mean(logits.flatten(1).float(), self.config.top_k)
+        return Detection(score, self.map_head(logits))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PatchGuard:
+        """The detector of a finished run folder, in eval mode, on the CPU.
+
+        Raises:
+            PatchGuardError: a file is missing, truncated or altered.
+        """
+        from patchguard.models.checkpoint import load_detector
+
+        return load_detector(Path(path))

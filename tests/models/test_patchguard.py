@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch.nn import functional
+
+from patchguard.config import ModelConfig
+from patchguard.errors import PatchGuardError
+from patchguard.models.attention import record_attention, uniformity_gap
+from patchguard.models.discriminator import MapHead, top_k_mean
+from patchguard.models.patchguard import PatchGuard
+from patchguard.models.vit import create_backbone
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.fixture
+def model() -> PatchGuard:
+    torch.manual_seed(0)
+    return PatchGuard(ModelConfig(), image_size=48).eval()
+
+
+@pytest.mark.parametrize("backbone", ["patchguard_mini", TINY, "vit_small_patch14_reg4_dinov2"])
+def test_any_vit_gives_a_score_and_a_map_differentiable_in_the_images(backbone: str) -> None:
+    size = 56 if "patch14" in backbone else 48
+    model = PatchGuard(ModelConfig(backbone=backbone), image_size=size).eval()
+    images = torch.rand(2, 3, size, size, requires_grad=True)
+    score, anomaly_map = model(images)
+    assert score.shape == (2,)
+    assert anomaly_map.shape == (2, size, size)
+    for output in (score.sum(), anomaly_map.sum()):
+        (gradient,) = torch.autograd.grad(output, images, retain_graph=True)
+        assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_scores_do_not_depend_on_the_rest_of_the_batch(model: PatchGuard) -> None:
+    images = torch.rand(4, 3, 48, 48)
+    together = model(images).score
+    alone = torch.cat([model(image[None]).score for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+def test_the_image_score_is_the_mean_of_the_three_largest_patch_logits(model: PatchGuard) -> None:
+    images = torch.rand(2, 3, 48, 48)
+    logits = model.patch_logits(images).flatten(1)
+    expected = logits.sort(descending=True).values[:, :3].mean(1)
+    torch.testing.assert_close(model(images).score, expected)
+    assert top_k_mean(torch.tensor([[1.0, 3.0]]), 3).item() == 2.0
+
+
+@pytest.mark.parametrize(("grid", "size", "sigma"), [(7, 112, 3.0), (16, 224, 6.0), (3, 20, 6.0)])
+def test_the_map_is_bilinear_then_scipys_gaussian(grid: int, size: int, sigma: float) -> None:
+    logits = torch.randn(1, grid, grid)
+    upsampled = functional.interpolate(logits[None], size=(size, size), mode="bilinear")[0, 0]
+    expected = gaussian_filter(upsampled.double().numpy(), sigma, radius=7, mode="reflect")
+    found = MapHead(grid, size, sigma, radius=7)(logits)[0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_images_of_another_size_are_refused_by_name_of_the_right_one(model: PatchGuard) -> None:
+    with pytest.raises(PatchGuardError, match="resize them to 48x48"):
+        model(torch.rand(1, 3, 64, 48))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "weights", "message"),
+    [
+        ("no_such_vit", 64, "none", "neither patchguard_mini nor known to timm"),
+        ("resnet18", 64, "none", "not a Vision Transformer"),
+        ("patchguard_mini", 50, "none", "use 48 or 64"),
+        (TINY, 50, "none", "multiple|divisible"),
+        (TINY, 64, "missing.safetensors", "no such file"),
+        ("patchguard_mini", 64, "hub", "no pretrained weights"),
+    ],
+)
+def test_impossible_backbones_say_what_to_do(
+    name: str, size: int, weights: str, message: str
+) -> None:
+    with pytest.raises(PatchGuardError, match=message):
+        create_backbone(name, size, weights)
+
+
+def test_local_weights_are_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import save_file
+
+    source = create_backbone(TINY, 224)
+    file = tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), file)
+    loaded = create_backbone(TINY, 224, str(file))
+    assert torch.equal(loaded.blocks[3].mlp.fc1.weight, source.blocks[3].mlp.fc1.weight)
+    smaller = create_backbone(TINY, 64, str(file))
+    assert torch.equal(smaller.blocks[3].mlp.fc1.weight, source.blocks[3].mlp.fc1.weight)
+
+
+def test_recorded_attention_is_a_distribution_and_leaves_the_output_alone(
+    model: PatchGuard,
+) -> None:
+    images = torch.rand(2, 3, 48, 48)
+    plain = model(images).score
+    with record_attention([model.blocks[1], model.blocks[3]]) as maps:
+        recorded = model(images).score
+    assert [rows.shape for rows in maps] == [(2, 4, 9, 9)] * 2
+    torch.testing.assert_close(maps[0].sum(-1), torch.ones(2, 4, 9))
+    torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=1e-5)
+    model(images)
+    assert len(maps) == 2
+
+
+def test_uniformity_gap_is_the_kl_of_each_row_from_uniform() -> None:
+    rows = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]])
+    assert uniformity_gap(rows[:1]).item() == pytest.approx(0, abs=1e-6)
+    by_hand = 0.25 * np.log(0.25 / 0.7) + 0.75 * np.log(0.25 / 0.1)
+    assert uniformity_gap(rows).item() == pytest.approx(by_hand / 2, abs=1e-6)
+    assert torch.isfinite(uniformity_gap(torch.eye(4)))
