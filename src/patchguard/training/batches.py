@@ -1,0 +1,110 @@
+"""Training batches: normal images and the pseudo-anomalies made from them in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
+from patchguard.config import DataConfig
+
+
+class Batch(TypedDict):
+    """Normals [B, 3, H, W], pseudo-anomalies [B, 3, H, W], their masks [B, H, W] bool."""
+
+    normal: Tensor
+    anomalous: Tensor
+    mask: Tensor
+
+
+class TrainingImages(Dataset[Batch]):
+    """Normal images in memory; item ``(epoch, index)`` is made of that seed triple alone.
+
+    Args:
+        images: float32 [H, W, 3] in [0, 1], all of the detector's size.
+        foregrounds: bool [H, W], one for each image.
+        config: pseudo-anomalies and flips.
+        seed: with epoch and index, the source of all of a sample's randomness.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        foregrounds: Sequence[np.ndarray],
+        config: DataConfig,
+        seed: int,
+    ) -> None:
+        self.images = np.stack([np.round(image * 255).astype(np.uint8) for image in images])
+        self.foregrounds = np.stack(list(foregrounds))
+        self.config = config
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:  # type: ignore[override]
+        epoch, index = item
+        rng = sample_rng(self.seed, epoch, index)
+        image = self.images[index].astype(np.float32) / 255
+        foreground = self.foregrounds[index]
+        if self.config.flips:
+            axes = [axis for axis in (0, 1) if rng.random() < 0.5]
+            image, foreground = np.flip(image, axes), np.flip(foreground, axes)
+        anomalous, mask = make_pseudo_anomaly(image, foreground, rng, self.config.anomalies)
+        return Batch(normal=_tensor(image), anomalous=_tensor(anomalous), mask=torch.tensor(mask))
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Endless batches of ``(epoch, index)`` that depend on the seed and the step alone.
+
+    Epochs are concatenated permutations, so every batch is full and a run resumed at any step
+    sees what the uninterrupted run would have seen.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, first_step: int = 0) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        position = self.first_step * self.batch_size
+        order_epoch, order = -1, np.empty(0, dtype=int)
+        while True:
+            batch = []
+            for place in range(position, position + self.batch_size):
+                epoch, offset = divmod(place, self.images)
+                if epoch != order_epoch:
+                    order_epoch = epoch
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
+                batch.append((epoch, int(order[offset])))
+            yield batch
+            position += self.batch_size
+
+
+def training_loader(
+    dataset: TrainingImages, batch_size: int, *, first_step: int = 0
+) -> DataLoader[Batch]:
+    """Batches from ``first_step`` on; results do not depend on the number of workers."""
+    workers = dataset.config.workers
+    return DataLoader(
+        dataset,
+        batch_sampler=StepSampler(len(dataset), batch_size, dataset.seed, first_step),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))

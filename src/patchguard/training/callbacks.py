@@ -1,0 +1,108 @@
+"""Progress on the terminal, and checkpoints that survive an interruption at any moment."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from patchguard.training.module import AdversarialTraining
+
+SAVE_EVERY_SECONDS = 60
+
+
+class ResumePoint(lightning.Callback):
+    """Saves the whole training state between steps: every minute, and when interrupted.
+
+    Ctrl-C or SIGTERM finishes the step at hand, saves and stops; a killed process loses at most
+    a minute. The file is replaced atomically.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.interrupted = False
+        self._saved_at = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        overdue = time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS
+        if self.interrupted or overdue:
+            self.save(trainer)
+        if self.interrupted:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Write the resume file; a kill in the middle leaves the former one."""
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self.path)
+        self._saved_at = time.monotonic()
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.interrupted = True
+
+
+class TrainingProgress(lightning.Callback):
+    """One line on the terminal: the fraction done, loss, eps and the time left."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.percentage:>5.1f} %  {task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._task = self._bar.add_task("", total=1.0)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._bar.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(module, AdversarialTraining)
+        loss = trainer.logged_metrics.get("loss", float("nan"))
+        text = (
+            f"step {trainer.global_step}  loss {float(loss):.2f}  "
+            f"eps {255 * module.current_eps():.2f}/255"
+        )
+        self._bar.update(self._task, completed=module.progress(), description=text)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._bar.stop()
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        self._bar.stop()

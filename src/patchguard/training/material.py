@@ -1,0 +1,105 @@
+"""What a training run is made of: images to train on, images to calibrate on, foregrounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from patchguard.config import DataConfig
+from patchguard.data.folder import ImageFolder, Sample, scan, split_normals
+from patchguard.data.foreground import foreground_masks
+from patchguard.data.images import read_image, resize_image, resize_map
+from patchguard.errors import PatchGuardError
+
+SMALLEST_CALIBRATION_SHARE = 0.1
+LARGEST_CALIBRATION_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Normal images at the detector's size with their foregrounds.
+
+    Attributes:
+        names: file names.
+        images: float32 [S, S, 3] in [0, 1].
+        foregrounds: bool [S, S].
+    """
+
+    names: tuple[str, ...]
+    images: tuple[np.ndarray, ...]
+    foregrounds: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A scanned folder, its normals split in two, and the foreground method that was used."""
+
+    folder: ImageFolder
+    train: Normals
+    held_out: Normals
+    foreground: str
+
+    @property
+    def summary(self) -> str:
+        """One line for the user."""
+        return (
+            f"{len(self.train.names)} normal images to train on, {len(self.held_out.names)} held "
+            f"out for calibration, {len(self.folder.skipped)} skipped; "
+            f"foreground: {self.foreground}"
+        )
+
+
+def prepare(
+    data: Path,
+    config: DataConfig,
+    *,
+    calibration_images: int,
+    seed: int,
+    strict: bool,
+    tell: Callable[[str], None],
+) -> Material:
+    """Scan a folder, hold out normals for calibration, and find the foregrounds.
+
+    Args:
+        data: an MVTec-style tree or a plain folder of normal images.
+        config: size and foreground.
+        calibration_images: normals wanted for calibration; at least a tenth and at most a third
+            of all normals are held out.
+        seed: of the split.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+        tell: receives a line for each thing the user should know.
+
+    Raises:
+        PatchGuardError: see :func:`patchguard.data.folder.scan`; or fewer than 4 normal images.
+    """
+    folder = scan(data, strict=strict)
+    for path, reason in folder.skipped:
+        tell(f"skipped {path}: {reason}")
+    count = len(folder.train)
+    if count < 4:
+        raise PatchGuardError(f"{data}: {count} normal images are too few; give at least 4")
+    share = max(calibration_images, round(SMALLEST_CALIBRATION_SHARE * count))
+    held_out = min(share, int(LARGEST_CALIBRATION_SHARE * count))
+    train, calibration = split_normals(folder.train, held_out, seed)
+    method, masks = foreground_masks(
+        [sample.path for sample in (*train, *calibration)], config.foreground
+    )
+    return Material(
+        folder,
+        _normals(train, masks[: len(train)], config.image_size),
+        _normals(calibration, masks[len(train) :], config.image_size),
+        method,
+    )
+
+
+def _normals(samples: Sequence[Sample], masks: Sequence[np.ndarray], size: int) -> Normals:
+    return Normals(
+        names=tuple(sample.path.name for sample in samples),
+        images=tuple(resize_image(read_image(sample.path), size) for sample in samples),
+        foregrounds=tuple(
+            resize_map(mask.astype(np.float32), (size, size)) > 0.5 for mask in masks
+        ),
+    )

@@ -1,0 +1,124 @@
+"""From images in memory to a trained detector."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from patchguard.config import ModelConfig, TrainingConfig
+from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.models.patchguard import PatchGuard
+from patchguard.training.batches import TrainingImages, training_loader
+from patchguard.training.callbacks import ResumePoint, TrainingProgress
+from patchguard.training.module import LOG_EVERY, AdversarialTraining
+
+
+def total_steps(config: TrainingConfig, images: int) -> int | None:
+    """The length in optimiser steps, or None when it is given in minutes.
+
+    Raises:
+        PatchGuardError: not exactly one of steps, epochs and minutes is given.
+    """
+    given = [config.steps, config.epochs, config.minutes]
+    if sum(value is not None for value in given) != 1:
+        raise PatchGuardError("give the length as one of training.steps, .epochs and .minutes")
+    if config.epochs is not None:
+        return math.ceil(config.epochs * images / config.batch_size)
+    return config.steps
+
+
+def train(
+    dataset: TrainingImages,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    folder: Path,
+) -> PatchGuard:
+    """Train a detector; continue where an earlier run in the same folder was interrupted.
+
+    Args:
+        dataset: normal images with their foregrounds.
+        model_config: the network.
+        config: optimisation settings.
+        seed: of the initial weights and of every random draw.
+        folder: for ``resume.ckpt``, ``metrics.csv`` and the TensorBoard events.
+
+    Returns:
+        The detector in eval mode on the CPU (averaged weights where the recipe has them).
+
+    Raises:
+        Interrupted: stopped by Ctrl-C or SIGTERM, after saving the state.
+        PatchGuardError: the settings contradict each other.
+    """
+    steps = total_steps(config, len(dataset))
+    torch.manual_seed(seed)
+    model = PatchGuard(model_config, dataset.config.image_size)
+    _check_blocks(model, config)
+    module = AdversarialTraining(model, config, steps, seed)
+    resume = ResumePoint(folder / "resume.ckpt")
+    first_step = saved_step(resume.path)
+    loader = training_loader(dataset, config.batch_size, first_step=first_step)
+    trainer = _trainer(config, folder, first_step, [TrainingProgress(), resume])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        checkpoint = resume.path if first_step else None
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    if resume.interrupted and module.progress() < 1:
+        raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
+    resume.save(trainer)
+    return module.detector.cpu()
+
+
+def saved_step(path: Path) -> int:
+    """The optimiser steps that a resume file has behind it; 0 when there is none.
+
+    Raises:
+        PatchGuardError: the file is damaged.
+    """
+    if not path.exists():
+        return 0
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+    except Exception as error:
+        raise PatchGuardError(f"{path} is damaged; delete it to start again") from error
+
+
+def _trainer(
+    config: TrainingConfig, folder: Path, first_step: int, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # A CSV file of its own for each start: Lightning empties the one it opens.
+    loggers = [
+        CSVLogger(folder, name="csv", version=f"from_step_{first_step:07d}"),
+        TensorBoardLogger(folder, name="tensorboard", version=""),
+    ]
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        gradient_clip_val=config.gradient_clip,
+        logger=loggers,
+        log_every_n_steps=LOG_EVERY,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _check_blocks(model: PatchGuard, config: TrainingConfig) -> None:
+    for number in config.attention:
+        if not 1 <= number <= len(model.blocks):
+            raise PatchGuardError(
+                f"training.attention names block {number}; "
+                f"{model.config.backbone} has blocks 1 to {len(model.blocks)}"
+            )

@@ -1,0 +1,198 @@
+"""Training on a handful of tiny images: reproducible, resumable, and it learns."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from patchguard.attacks.pgd import NFGSM, PGD
+from patchguard.config import DataConfig, InnerAttackConfig, ModelConfig, TrainingConfig
+from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.models.patchguard import PatchGuard
+from patchguard.training.batches import StepSampler, TrainingImages, training_loader
+from patchguard.training.loss import attention_loss, patch_loss
+from patchguard.training.module import AdversarialTraining, inner_attack
+from patchguard.training.train import saved_step, total_steps, train
+
+MODEL = ModelConfig(hidden=64)
+
+
+def dataset(workers: int = 0, seed: int = 0, images: int = 6) -> TrainingImages:
+    rng = np.random.default_rng(5)
+    pictures = [np.full((32, 32, 3), rng.uniform(0.4, 0.6), np.float32) for _ in range(images)]
+    foregrounds = [np.ones((32, 32), dtype=bool)] * images
+    return TrainingImages(pictures, foregrounds, DataConfig(image_size=32, workers=workers), seed)
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**({"steps": 6, "batch_size": 4, "attention": {2: 0.1}} | changes))
+
+
+def weights(model: PatchGuard) -> list[Tensor]:
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def equal(first: PatchGuard, second: PatchGuard) -> bool:
+    return all(map(torch.equal, weights(first), weights(second)))
+
+
+def test_batches_do_not_depend_on_the_number_of_workers() -> None:
+    for number, (first, second) in enumerate(
+        zip(
+            training_loader(dataset(workers=0), 4),
+            training_loader(dataset(workers=2), 4),
+            strict=False,
+        )
+    ):
+        assert first["normal"].shape == (4, 3, 32, 32)
+        assert all(torch.equal(first[key], second[key]) for key in first)  # type: ignore[literal-required]
+        if number == 3:
+            break
+
+
+def test_a_pseudo_anomaly_differs_from_its_normal_image_inside_the_mask_only() -> None:
+    item = dataset()[(0, 1)]
+    changed = (item["normal"] != item["anomalous"]).any(0)
+    assert changed.any()
+    assert not (changed & ~item["mask"]).any()
+
+
+def test_every_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
+    sampler = iter(StepSampler(images=6, batch_size=4, seed=0))
+    visits = [visit for _ in range(3) for visit in next(sampler)]
+    first, second = visits[:6], visits[6:]
+    assert [sorted(index for _, index in epoch) for epoch in (first, second)] == [[*range(6)]] * 2
+    assert {epoch for epoch, _ in first} == {0}
+    assert [index for _, index in first] != [index for _, index in second]
+
+
+def test_a_sampler_that_starts_later_continues_the_same_sequence() -> None:
+    whole, resumed = iter(StepSampler(6, 4, 0)), iter(StepSampler(6, 4, 0, first_step=2))
+    for _ in range(2):
+        next(whole)
+    assert next(whole) == next(resumed)
+
+
+def test_equal_seeds_reach_equal_weights_and_other_seeds_do_not(tmp_path: Path) -> None:
+    first, second, other = (
+        train(dataset(seed=seed), MODEL, settings(), seed=seed, folder=tmp_path / name)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert equal(first, second)
+    assert not equal(first, other)
+
+
+@pytest.mark.parametrize("attack", [InnerAttackConfig(), InnerAttackConfig(steps=2, project=True)])
+def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: InnerAttackConfig
+) -> None:
+    config = settings(attack=attack)
+    whole = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "whole")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialTraining, "training_step", _interrupting_at(step=3))
+        with pytest.raises(Interrupted, match="--resume"):
+            train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
+    assert saved_step(tmp_path / "part" / "resume.ckpt") == 4
+    resumed = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
+    assert equal(whole, resumed)
+
+
+def _interrupting_at(step: int) -> Callable[..., Tensor]:
+    original = AdversarialTraining.training_step
+
+    def training_step(self: AdversarialTraining, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    return training_step
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
+    again = train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
+    assert equal(first, again)
+
+
+def test_a_damaged_resume_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "resume.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(PatchGuardError, match=r"resume\.ckpt is damaged"):
+        train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = settings(steps=60, ema=0.0, attack=InnerAttackConfig(eps="2/255"))
+    data = dataset()
+    trained = train(data, MODEL, config, seed=0, folder=tmp_path)
+    batch = next(iter(training_loader(data, 16, first_step=100)))
+
+    def loss(model: PatchGuard) -> float:
+        with torch.no_grad():
+            logits = model.eval().patch_logits(batch["anomalous"])
+        return float(patch_loss(logits, batch["mask"]).mean())
+
+    assert loss(trained) < loss(PatchGuard(MODEL, 32))
+
+
+def test_minutes_end_the_training_and_drive_the_schedule(tmp_path: Path) -> None:
+    config = settings(steps=None, minutes=0.02)
+    train(dataset(), MODEL, config, seed=0, folder=tmp_path)
+    assert saved_step(tmp_path / "resume.ckpt") > 0
+
+
+def test_the_length_is_given_once() -> None:
+    assert total_steps(settings(steps=None, epochs=10), images=6) == 15
+    assert total_steps(settings(steps=None, minutes=1), images=6) is None
+    for wrong in (settings(steps=None), settings(minutes=1)):
+        with pytest.raises(PatchGuardError, match="one of"):
+            total_steps(wrong, images=6)
+
+
+def test_eps_ramps_up_and_the_learning_rate_decays(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(attack=InnerAttackConfig(eps="8/255", ramp=0.5))
+    module = AdversarialTraining(PatchGuard(MODEL, 32), config, 100, seed=0)
+
+    def at(progress: float) -> tuple[float, float]:
+        monkeypatch.setattr(module, "progress", lambda: progress)
+        return 255 * module.current_eps(), module.current_lr() / config.lr
+
+    assert at(0.0) == pytest.approx((0.0, 1.0))
+    assert at(0.25) == pytest.approx((4.0, 0.0125 + 0.9875 * 0.853553), abs=1e-5)
+    assert at(1.0) == pytest.approx((8.0, 0.0125))
+
+
+def test_recipes_choose_the_attack() -> None:
+    assert type(inner_attack(InnerAttackConfig(project=True))) is PGD
+    assert type(inner_attack(InnerAttackConfig(project=False))) is NFGSM
+
+
+def test_the_patch_loss_is_a_sum_over_patches() -> None:
+    logits = torch.zeros(1, 2, 2)
+    masks = torch.zeros(1, 32, 32)
+    assert patch_loss(logits, masks).item() == pytest.approx(4 * np.log(2))
+
+
+def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> None:
+    model = PatchGuard(MODEL, 32).train()
+    images, masks = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32)
+    _, none = attention_loss(model, images, masks, {})
+    assert none == 0
+    model.eval()
+    _, once = attention_loss(model, images, masks, {2: 1.0})
+    _, both = attention_loss(model, images, masks, {2: 1.0, 4: 3.0})
+    _, last = attention_loss(model, images, masks, {4: 3.0})
+    torch.testing.assert_close(both, once + last)
+    (gradient,) = torch.autograd.grad(once, model.blocks[1].attn.qkv.weight)  # type: ignore[union-attr]
+    assert gradient.abs().sum() > 0
+
+
+def test_a_block_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PatchGuardError, match=r"block 9; patchguard_mini has blocks 1 to 4"):
+        train(dataset(), MODEL, settings(attention={9: 1.0}), seed=0, folder=tmp_path)
