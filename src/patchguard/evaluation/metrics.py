@@ -1,0 +1,263 @@
+"""Ranking metrics for image scores and anomaly maps: exact, from one shared sort.
+
+Everything is counted from ranks: scores are only ever compared, never squashed, binned or
+normalised, so every value is unchanged by a strictly increasing map of the scores.
+
+All curves here bend only at scores of anomalous items (between two of them only false positives
+are added), so one sort of the normal scores, in which the few anomalous ones are then looked up,
+holds AUROC, average precision, F1-max and AUPRO together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from patchguard.errors import PatchGuardError
+
+Floats = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """How well image scores rank anomalous above normal; each value in [0, 1].
+
+    `auroc` counts a tie as half a win, `auroc_conservative` as a loss: a collapsed detector that
+    gives every image the same score has 0.5 and 0. `ap` is the step-wise average precision.
+    `f1_max` is an oracle, since its threshold is chosen on the labels; verdicts
+    `score > f1_max_threshold` reach it.
+    AUROC is nan when a class is absent, the others when no image is anomalous.
+    """
+
+    auroc: float
+    auroc_conservative: float
+    ap: float
+    f1_max: float
+    f1_max_threshold: float
+
+
+@dataclass(frozen=True)
+class PixelMetrics:
+    """How well anomaly maps rank anomalous above normal pixels, pooled over images.
+
+    `auroc`, `ap` and `f1_max` are as in `ImageMetrics`. `aupro` is the area under the per-region
+    overlap curve up to the false-positive-rate limit, divided by that limit (Bergmann et al.,
+    IJCV 2021). AUROC and AUPRO are nan when a class is absent, the others when no pixel is
+    anomalous.
+    """
+
+    auroc: float
+    ap: float
+    f1_max: float
+    aupro: float
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The `k` distinct scores of anomalous items, descending, and what lies at or above each.
+
+    `tp` and `fp` count items scored `>= thresholds`, `fp_above` normal items scored `>` them;
+    `overlap` in [0, 1] is the weighted share of anomalous items scored `>= thresholds`.
+    """
+
+    thresholds: Floats
+    tp: Counts
+    fp: Counts
+    fp_above: Counts
+    overlap: Doubles
+    positives: int
+    negatives: int
+
+
+def image_metrics(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ImageMetrics:
+    """Metrics of image scores `[n]` (higher = more anomalous) against labels `[n]` (1 = anomalous).
+
+    Raises `PatchGuardError` for NaN scores, no scores, and unequal lengths.
+    """
+    scores, labels = _scores(scores, "image scores"), _binary(labels, "image labels")
+    _check_vectors(scores, labels)
+    ranking = _rank(scores[labels], scores[~labels], np.ones(int(labels.sum())))
+    f1_max, threshold = _f1_max(ranking)
+    return ImageMetrics(
+        auroc=_auroc(ranking, tie_credit=0.5),
+        auroc_conservative=_auroc(ranking, tie_credit=0.0),
+        ap=_average_precision(ranking),
+        f1_max=f1_max,
+        f1_max_threshold=threshold,
+    )
+
+
+def rates_at(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> tuple[float, float]:
+    """True and false positive rate of the verdicts `score > threshold` on `[n]` scores.
+
+    A rate whose class is absent is nan.
+    """
+    scores, labels = _scores(scores, "image scores"), _binary(labels, "image labels")
+    _check_vectors(scores, labels)
+    # In float64, as numpy would round the threshold to the precision of float32 scores.
+    verdicts = scores.astype(np.float64) > threshold
+    return _share(verdicts[labels]), _share(verdicts[~labels])
+
+
+def pixel_metrics(
+    maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike], *, fpr_limit: float = 0.3
+) -> PixelMetrics:
+    """Metrics of anomaly maps `[H, W]` against ground-truth masks `[H, W]`, pooled over images.
+
+    Sizes may differ from image to image; a normal image has an all-False mask. Regions are
+    8-connected components of the masks. Tied scores are one step of a curve, a straight line in
+    the PRO curve, which is also interpolated linearly at `fpr_limit`.
+
+    Raises `PatchGuardError` for NaN values, no maps, a mask of another shape than its map, and a
+    limit outside (0, 1].
+    """
+    if not 0 < fpr_limit <= 1:
+        raise PatchGuardError(f"fpr_limit is {fpr_limit}; it must lie in (0, 1]")
+    ranking = _rank(*_pool(maps, masks))
+    return PixelMetrics(
+        auroc=_auroc(ranking, tie_credit=0.5),
+        ap=_average_precision(ranking),
+        f1_max=_f1_max(ranking)[0],
+        aupro=_aupro(ranking, fpr_limit),
+    )
+
+
+def _pool(
+    maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]
+) -> tuple[Floats, Floats, Doubles]:
+    """Anomalous values `[p]`, normal values `[m]` and weights `[p]`: 1 / area of the region."""
+    if len(maps) == 0 or len(maps) != len(masks):
+        raise PatchGuardError(
+            f"{len(maps)} anomaly maps and {len(masks)} masks; give one mask per map, at least one"
+        )
+    parts = [
+        _split(anomaly_map, mask, index)
+        for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True))
+    ]
+    anomalous, normal, weights = zip(*parts, strict=True)
+    return np.concatenate(anomalous), np.concatenate(normal), np.concatenate(weights)
+
+
+def _split(
+    anomaly_map: npt.ArrayLike, mask: npt.ArrayLike, index: int
+) -> tuple[Floats, Floats, Doubles]:
+    """Anomalous and normal pixels of one map, and the weights of the former."""
+    values = _scores(anomaly_map, f"anomaly map {index}")
+    mask = _binary(mask, f"mask {index}")
+    if values.ndim != 2 or values.shape != mask.shape:
+        raise PatchGuardError(
+            f"anomaly map {index} has shape {values.shape} and its mask {mask.shape}; "
+            "both must be [H, W] and equal"
+        )
+    return values[mask], values[~mask], _region_weights(mask)
+
+
+def _region_weights(mask: Mask) -> Doubles:
+    """1 / area of the 8-connected region of each True pixel of `mask`, in raster order."""
+    if not mask.any():
+        return np.empty(0)
+    regions = ndimage.label(mask, structure=EIGHT_CONNECTED)[0][mask]
+    weights: Doubles = 1.0 / np.bincount(regions)[regions]
+    return weights
+
+
+def _rank(anomalous: Floats, normal: Floats, weights: Doubles) -> _Ranking:
+    """Rank anomalous scores `[p]`, each with its weight `[p]`, among normal ones `[m]`."""
+    order = np.argsort(anomalous)[::-1]
+    descending = anomalous[order]
+    last_of_tie = np.flatnonzero(np.append(descending[1:] != descending[:-1], True)[: order.size])
+    thresholds = descending[last_of_tie]
+    ascending_normal = np.sort(normal)
+    cumulative = np.cumsum(weights[order])
+    return _Ranking(
+        thresholds=thresholds,
+        tp=last_of_tie + 1,
+        fp=normal.size - np.searchsorted(ascending_normal, thresholds, side="left"),
+        fp_above=normal.size - np.searchsorted(ascending_normal, thresholds, side="right"),
+        overlap=cumulative[last_of_tie] / cumulative[-1:],
+        positives=anomalous.size,
+        negatives=normal.size,
+    )
+
+
+def _auroc(ranking: _Ranking, tie_credit: float) -> float:
+    """The Mann-Whitney share of (anomalous, normal) pairs in the right order."""
+    pairs = ranking.positives * ranking.negatives
+    if pairs == 0:
+        return float("nan")
+    per_step = np.diff(ranking.tp, prepend=0)
+    wins = int(per_step @ (ranking.negatives - ranking.fp))
+    ties = int(per_step @ (ranking.fp - ranking.fp_above))
+    return (wins + tie_credit * ties) / pairs
+
+
+def _average_precision(ranking: _Ranking) -> float:
+    """Sum of precision times gain in recall over the thresholds, without interpolation."""
+    if ranking.positives == 0:
+        return float("nan")
+    precision = ranking.tp / (ranking.tp + ranking.fp)
+    return float(np.diff(ranking.tp, prepend=0) @ precision) / ranking.positives
+
+
+def _f1_max(ranking: _Ranking) -> tuple[float, float]:
+    """The largest F1 over all thresholds, and the threshold that `score >` has to use."""
+    if ranking.positives == 0:
+        return float("nan"), float("nan")
+    f1 = 2 * ranking.tp / (ranking.tp + ranking.fp + ranking.positives)
+    best = int(np.argmax(f1))
+    # One step down in the scores' own precision turns `>=` into `>`.
+    return float(f1[best]), float(np.nextafter(ranking.thresholds[best], -np.inf))
+
+
+def _aupro(ranking: _Ranking, fpr_limit: float) -> float:
+    """Area under overlap against false positive rate in [0, fpr_limit], divided by the limit."""
+    if ranking.positives == 0 or ranking.negatives == 0:
+        return float("nan")
+    fpr, overlap = _pro_curve(ranking)
+    inside = int(np.searchsorted(fpr, fpr_limit, side="right"))
+    at_limit = np.interp(fpr_limit, fpr, overlap)
+    area = np.trapezoid(np.append(overlap[:inside], at_limit), np.append(fpr[:inside], fpr_limit))
+    return float(area) / fpr_limit
+
+
+def _pro_curve(ranking: _Ranking) -> tuple[Doubles, Doubles]:
+    """The corners of the PRO curve, two per threshold: just above it and at it."""
+    above_and_at = np.stack([ranking.fp_above, ranking.fp], axis=1).ravel()
+    fpr = np.concatenate([[0.0], above_and_at / ranking.negatives, [1.0]])
+    overlap = np.concatenate([[0.0], np.repeat(ranking.overlap, 2)])
+    return fpr, np.insert(overlap, 1, 0.0)
+
+
+def _scores(values: npt.ArrayLike, name: str) -> Floats:
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float64)
+    if np.isnan(array).any():
+        raise PatchGuardError(f"{name}: contains NaN; the detector's output cannot be ranked")
+    return array
+
+
+def _binary(values: npt.ArrayLike, name: str) -> Mask:
+    array = np.asarray(values)
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise PatchGuardError(f"{name}: holds values other than 0 and 1; binarise it first")
+    return array.astype(bool, copy=False)
+
+
+def _check_vectors(scores: Floats, labels: Mask) -> None:
+    if scores.ndim != 1 or scores.shape != labels.shape or scores.size == 0:
+        raise PatchGuardError(
+            f"image scores have shape {scores.shape} and labels {labels.shape}; "
+            "both must be [n] with n at least 1"
+        )
+
+
+def _share(verdicts: Mask) -> float:
+    return float(verdicts.mean()) if verdicts.size else float("nan")

@@ -1,0 +1,104 @@
+"""What an evaluation runs on: images at the detector's size, ground truth at its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
+from patchguard.config import AnomalyConfig
+from patchguard.data.folder import Sample
+from patchguard.data.images import read_image, read_mask, resize_image
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Labelled images.
+
+    Attributes:
+        names: one for each image, for tables and files.
+        kinds: ``good`` or the kind of defect.
+        images: [N, 3, S, S] in [0, 1], S the detector's size.
+        masks: bool [H, W] at the resolution of the ground truth, or None without ground truth.
+    """
+
+    __test__ = False
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    images: Tensor
+    masks: tuple[np.ndarray, ...] | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] bool, True = anomalous."""
+        return np.array([kind != "good" for kind in self.kinds])
+
+    def coverage(self) -> Tensor:
+        """Anomalous fraction of each pixel at the detector's size, [N, S, S]; 0 without masks."""
+        size = self.images.shape[-1]
+        if self.masks is None:
+            return torch.zeros(len(self.names), size, size)
+        return torch.stack([_area_average(mask, size) for mask in self.masks])
+
+
+def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> TestSet:
+    """The test images of a folder, resized to the detector; masks stay as they are."""
+    images, masks = [], []
+    for sample in samples:
+        image = read_image(sample.path)
+        images.append(_tensor(resize_image(image, size)))
+        if with_masks:
+            empty = np.zeros(image.shape[:2], dtype=bool)
+            masks.append(read_mask(sample.mask) if sample.mask else empty)
+    return TestSet(
+        names=tuple(f"{sample.kind}/{sample.path.name}" for sample in samples),
+        kinds=tuple(sample.kind for sample in samples),
+        images=torch.stack(images),
+        masks=tuple(masks) if with_masks else None,
+    )
+
+
+def pseudo_test_set(
+    names: Sequence[str],
+    images: Sequence[np.ndarray],
+    foregrounds: Sequence[np.ndarray],
+    config: AnomalyConfig,
+    seed: int,
+) -> TestSet:
+    """Held-out normal images and one pseudo-anomaly made from each.
+
+    A self-test for folders without labelled defects. It says whether training worked, not how
+    real defects will fare: they differ from pseudo-anomalies.
+
+    Args:
+        names: of the images.
+        images: float32 [S, S, 3] in [0, 1].
+        foregrounds: bool [S, S].
+        config: as in training.
+        seed: of the pseudo-anomalies.
+    """
+    made = [
+        make_pseudo_anomaly(image, foreground, sample_rng(seed, 0, index), config)
+        for index, (image, foreground) in enumerate(zip(images, foregrounds, strict=True))
+    ]
+    empty = [np.zeros(image.shape[:2], dtype=bool) for image in images]
+    return TestSet(
+        names=(*(f"good/{name}" for name in names), *(f"pseudo/{name}" for name in names)),
+        kinds=("good",) * len(names) + ("pseudo",) * len(names),
+        images=torch.stack([_tensor(image) for image in (*images, *(pair[0] for pair in made))]),
+        masks=(*empty, *(pair[1] for pair in made)),
+    )
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+
+def _area_average(mask: np.ndarray, size: int) -> Tensor:
+    channels = torch.from_numpy(mask)[None, None].float()
+    return torch.nn.functional.adaptive_avg_pool2d(channels, size)[0, 0]
