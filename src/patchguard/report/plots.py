@@ -1,0 +1,208 @@
+"""Figures as inline SVG that takes its colours and its type from the page around it.
+
+The page decides between light, dark and print: figures are drawn in stand-in colours, and each
+stand-in becomes a CSS variable of the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from patchguard.report.wording import number
+
+Floats = npt.NDArray[np.floating]
+
+INK, FAINT = "#010203", "#040506"
+OURS, TWIN, NORMAL, ANOMALOUS = "#070809", "#0a0b0c", "#0d0e0f", "#101112"
+_VARIABLES = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    OURS: "var(--ours)",
+    TWIN: "var(--twin)",
+    NORMAL: "var(--normal)",
+    ANOMALOUS: "var(--anomalous)",
+}
+
+SIZE = (4.6, 2.9)
+"""Inches: a figure is one panel, so that its type stays legible across a phone."""
+
+AXES = (0.16, 0.17, 0.82, 0.73)
+"""Left, bottom, width and height as fractions: the same for all, so that neighbours align."""
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "grid.alpha": 0.5,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+_FURNITURE = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"^.*?<svg[^>]*>",
+        r"<metadata>.*?</metadata>",
+        r"<style[^>]*>.*?</style>",  # It would apply to the whole page.
+        r" font-family: [^;\"]*;",
+        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|Poly)[^"]*"',
+    )
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a figure: points `[n]` each, what it is, and its stand-in colour."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str
+    colour: str
+    dashed: bool = False
+
+
+def auroc_against_eps(curves: Sequence[Curve], eps: Sequence[str], metric: str) -> str:
+    """AUROC of each detector over the radius of the attack; the clean one at 0.
+
+    Args:
+        curves: x in units of 1/255.
+        eps: the radii as written, which label the ticks after 0.
+        metric: label of the vertical axis.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes()
+        for curve in curves:
+            axes.plot(
+                curve.x,
+                curve.y,
+                color=curve.colour,
+                linestyle="--" if curve.dashed else "-",
+                marker="s" if curve.dashed else "o",
+                markersize=5,
+                linewidth=2,
+                label=curve.label,
+                clip_on=False,
+            )
+        axes.axhline(0.5, color=FAINT, linewidth=1, linestyle=":")
+        axes.set(ylim=(-0.02, 1.02), xlabel="attack radius eps", ylabel=metric)
+        axes.set_xlim(left=0)
+        ticks = curves[0].x
+        axes.set_xticks(ticks, ["clean", *eps] if len(ticks) <= 6 else [f"{x:g}" for x in ticks])
+        _legend_above(axes)
+        return _svg(figure, f"{metric} against eps: " + "; ".join(map(_in_words, curves)))
+
+
+def score_histogram(
+    scores: Floats,
+    anomalous: npt.NDArray[np.bool_],
+    edges: Floats,
+    threshold: float | None,
+    whose: str,
+) -> str:
+    """Image scores `[N]` of normal and anomalous images, with the calibrated threshold."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes()
+        for chosen, label, colour in (
+            (~anomalous, "normal", NORMAL),
+            (anomalous, "anomalous", ANOMALOUS),
+        ):
+            axes.hist(
+                scores[chosen],
+                edges,
+                color=colour,
+                edgecolor=colour,
+                alpha=0.5,
+                label=label,
+                histtype="stepfilled",
+                linewidth=1.5,
+            )
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1.5, linestyle="--", label="threshold")
+        axes.set(xlim=(edges[0], edges[-1]), xlabel="image score", ylabel="images")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _legend_above(axes)
+        return _svg(figure, f"image scores of normal and anomalous images: {whose}")
+
+
+def training_curve(points: Floats, quantity: str) -> str:
+    """A logged quantity `[n, 2]` (step, value) over the training."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes()
+        axes.plot(points[:, 0], points[:, 1], color=OURS, linewidth=1.5)
+        axes.set(xlabel="step", ylabel=quantity)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure, f"{quantity} over the training steps")
+
+
+def shared_edges(scores: Sequence[Floats], threshold: float | None, bins: int = 40) -> Floats:
+    """Bin edges over all finite scores and the threshold, so that histograms compare."""
+    values = np.concatenate([*scores, [] if threshold is None else [threshold]])
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    margin = 0.03 * (high - low) or 0.5
+    return np.linspace(low - margin, high + margin, bins + 1)
+
+
+def _axes() -> tuple[Figure, Any]:
+    figure = Figure(figsize=SIZE)
+    return figure, figure.add_axes(AXES)
+
+
+def _legend_above(axes: Any) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
+
+
+def _in_words(curve: Curve) -> str:
+    return f"{curve.label} " + ", ".join(map(number, curve.y))
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """The figure as an ``<svg>`` element with no reference to anything outside it."""
+    buffer = io.StringIO()
+    # Ids are hashed with the salt: figures that differ share none, in one page and over time.
+    with mpl.rc_context({"svg.hashsalt": description}):
+        figure.savefig(buffer, format="svg")
+    drawing = buffer.getvalue()
+    for furniture in _FURNITURE:
+        drawing = furniture.sub("", drawing)
+    for stand_in, variable in _VARIABLES.items():
+        drawing = drawing.replace(stand_in, variable)
+    width, height = (72 * inches for inches in SIZE)
+    return (
+        f'<svg role="img" aria-label="{escape(description)}" '
+        f'viewBox="0 0 {width:g} {height:g}">{drawing.strip()}'
+    )

@@ -1,0 +1,359 @@
+"""``report.html`` of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from patchguard.config import parse_eps
+from patchguard.report import pictures, plots, tables, wording
+from patchguard.report.contents import Gallery, Judged, Metrics, Run, read_run
+from patchguard.report.wording import metric, number, percent
+
+TEMPLATES = Path(__file__).parent / "templates"
+TOLD_ELSEWHERE = ("recipe", "evaluation")
+OURS, TWIN = "this detector", "undefended twin"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its caption."""
+
+    drawing: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A row of the gallery: what it says of the image, and its pictures by column."""
+
+    name: str
+    score: str
+    attacked_score: str
+    pictures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exhibition:
+    """The gallery: columns, rows, and how to read them."""
+
+    headings: tuple[str, ...]
+    specimens: tuple[Specimen, ...]
+    attack: str
+    eps: str
+    factor: int
+    scales: tuple[tuple[str, str, str], ...]
+
+
+def render_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder, from the files of that folder alone.
+
+    Returns:
+        The file; it refers to nothing outside itself.
+
+    Raises:
+        PatchGuardError: not a run folder, or a file in it is damaged.
+    """
+    contents = read_run(run)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(**_context(contents))
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _context(run: Run) -> dict[str, Any]:
+    context: dict[str, Any] = {
+        "title": _title(run),
+        "facts": _facts(run.config),
+        "recipe": yaml.safe_dump(run.config.get("recipe") or {}, sort_keys=False),
+        "calibration": run.calibration,
+        "rates": tuple(map(percent, run.calibration.rate_interval(0.9))),
+        "guarantee": percent(run.calibration.false_alarm_rate),
+        "training": _training_panels(run),
+        "anomalies": pictures.grid(run.anomalies) if run.anomalies else None,
+        "provenance": _listed(
+            {key: value for key, value in run.config.items() if key not in TOLD_ELSEWHERE}
+        ),
+        "judged": run.judged,
+        "bounds": {
+            "good": wording.GOOD_AUROC,
+            "fair": wording.FAIR_AUROC,
+            "holds": wording.HOLDS_AUROC,
+            "weakened": wording.WEAKENED_AUROC,
+        },
+        "number": number,
+        "gradient": pictures.ColourScale.gradient(),
+    }
+    if run.judged:
+        context |= _findings(run.judged, run.twin)
+    return context
+
+
+def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
+    metrics, other = judged.metrics, twin.metrics if twin else None
+    rates = tables.deployed(metrics)
+    return {
+        "metrics": metrics,
+        "twin": twin,
+        "verdict": wording.verdict(metrics, other),
+        "tiles": wording.tiles(metrics, other),
+        "headline_eps": result.eps if (result := metrics.headline("score")) else None,
+        "detection": tables.by_eps(
+            metrics, other, "score", tables.IMAGE + rates, (tables.TWIN_IMAGE,)
+        ),
+        "detection_classes": tables.by_class(
+            metrics, "score", (tables.IMAGE[0], tables.TIES, *rates)
+        ),
+        "localization": tables.by_eps(metrics, other, "map", tables.PIXEL, (tables.TWIN_PIXEL,)),
+        "localization_classes": tables.by_class(metrics, "map", tables.PIXEL),
+        "legacy": tables.by_eps(
+            metrics, other, "legacy", tables.EITHER + rates, tables.TWIN_EITHER
+        ),
+        "curves": _curve_panels(metrics, other),
+        "histograms": _histogram_panels(judged, OURS)
+        + (_histogram_panels(twin, TWIN) if twin else []),
+        "exhibition": _exhibition(judged, twin),
+        "protocol": _listed(metrics.protocol),
+        "test_images": _test_images(metrics),
+    }
+
+
+def _title(run: Run) -> str:
+    """The data set's folder, or the run's where the config does not say."""
+    return Path(str(run.config.get("data") or run.name)).name or run.name
+
+
+def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was trained on what: label and text, as far as the config says."""
+    recipe = config.get("recipe") or {}
+    data, model = recipe.get("data") or {}, recipe.get("model") or {}
+    training = recipe.get("training") or {}
+    facts = [
+        ("data", config.get("data")),
+        ("images", _image_counts(config.get("images") or {})),
+        ("foreground", config.get("foreground")),
+        ("network", _network(model, data)),
+        ("training", _length(training, config.get("training_seconds"))),
+        ("defence", _defence(training.get("attack") or {})),
+        ("device", config.get("device")),
+        ("seed", config.get("seed")),
+    ]
+    return [(label, str(text)) for label, text in facts if text not in (None, "")]
+
+
+def _image_counts(images: Mapping[str, Any]) -> str:
+    parts = [
+        f"{images[key]} {words}"
+        for key, words in (
+            ("train", "normal images to train on"),
+            ("held_out", "held out for calibration"),
+        )
+        if key in images
+    ]
+    if images.get("skipped"):
+        parts.append(f"{images['skipped']} unreadable and left out")
+    return ", ".join(parts)
+
+
+def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    parts = [str(model["backbone"])] if "backbone" in model else []
+    if model.get("weights") not in (None, "none"):
+        parts.append(f"weights {model['weights']}")
+    if "image_size" in data:
+        parts.append(f"{data['image_size']} × {data['image_size']} px")
+    return ", ".join(parts)
+
+
+def _length(training: Mapping[str, Any], seconds: float | None) -> str:
+    parts = [
+        f"{training[unit]} {unit}" for unit in ("steps", "epochs", "minutes") if training.get(unit)
+    ]
+    if "batch_size" in training:
+        parts.append(f"batches of {training['batch_size']} normals and as many pseudo-anomalies")
+    if seconds is not None:
+        parts.append(f"{seconds / 60:.1f} minutes on the clock")
+    return ", ".join(parts)
+
+
+def _defence(attack: Mapping[str, Any]) -> str:
+    if "eps" not in attack:
+        return ""
+    if parse_eps(str(attack["eps"])) == 0:
+        return "none: trained without an attack"
+    text = f"adversarial training, eps up to {attack['eps']}"
+    return f"{text}, {attack['steps']}-step attack" if "steps" in attack else text
+
+
+def _test_images(metrics: Metrics) -> str:
+    anomalous = int(metrics.anomalous.sum())
+    normal = len(metrics.anomalous) - anomalous
+    test_set = metrics.protocol.get("test_set", "test images")
+    return f"{normal} normal and {anomalous} anomalous images ({test_set})"
+
+
+def _listed(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as pairs of name and text; each attack is described in a line of its own."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if key == "attacks":
+            pairs += _listed(value, "attack: ")
+        elif isinstance(value, Mapping):
+            pairs.append((name, ", ".join(f"{part} {told}" for part, told in value.items())))
+        elif isinstance(value, list):
+            pairs.append((name, ", ".join(map(str, value))))
+        else:
+            pairs.append((name, str(value)))
+    return pairs
+
+
+def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
+    panels = []
+    for attack, part, caption in (
+        ("score", "image", "Finding defective images, under the attack on the image score."),
+        ("map", "pixel", "Finding defective pixels, under the attack on the map."),
+    ):
+        curves = [_curve(metrics, attack, part, OURS, plots.OURS)]
+        if twin:
+            curves.append(_curve(twin, attack, part, TWIN, plots.TWIN, dashed=True))
+        if len(curves[0].x) > 1:
+            eps = [result.eps for result in metrics.under(attack)]
+            drawing = plots.auroc_against_eps(curves, eps, f"{part} AUROC")
+            panels.append(Panel(Markup(drawing), caption))
+    return panels
+
+
+def _curve(
+    metrics: Metrics, attack: str, part: str, label: str, colour: str, *, dashed: bool = False
+) -> plots.Curve:
+    results = metrics.under(attack)
+    return plots.Curve(
+        x=[0.0, *(255 * result.radius for result in results)],
+        y=[metric(metrics.clean, part, "auroc")]
+        + [metric(result.both, part, "auroc") for result in results],
+        label=label,
+        colour=colour,
+        dashed=dashed,
+    )
+
+
+def _histogram_panels(judged: Judged, whose: str) -> list[Panel]:
+    """Image scores clean and under the attack of the headline, on one axis."""
+    metrics, threshold = judged.metrics, judged.threshold
+    shown = {"clean": metrics.scores["clean"]}
+    result = metrics.headline("score")
+    if result:
+        shown[f"attacked at {result.eps}"] = metrics.scores[result.scores_key]
+    edges = plots.shared_edges(list(shown.values()), threshold)
+    return [
+        Panel(
+            Markup(
+                plots.score_histogram(
+                    scores, metrics.anomalous, edges, threshold, f"{whose}, {state}"
+                )
+            ),
+            f"{whose[0].upper()}{whose[1:]}, {state}.",
+        )
+        for state, scores in shown.items()
+    ]
+
+
+def _training_panels(run: Run) -> list[Panel]:
+    logged = run.training
+    panels = []
+    if "loss" in logged:
+        caption = "The training loss; it may rise while the attack grows."
+        panels.append(Panel(Markup(plots.training_curve(logged["loss"], "loss")), caption))
+    if "eps" in logged:
+        points = logged["eps"] * [1, 255]
+        caption = "The radius of the attack inside the training."
+        panels.append(Panel(Markup(plots.training_curve(points, "eps (n/255)")), caption))
+    if "attention_gradient_share" in logged:
+        caption = "The share of the attention term in the gradient; near 0 it would do nothing."
+        drawing = plots.training_curve(logged["attention_gradient_share"], "share of gradient")
+        panels.append(Panel(Markup(drawing), caption))
+    return panels
+
+
+def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
+    gallery = judged.gallery
+    if gallery is None:
+        return None
+    beside = twin.gallery if twin and twin.gallery else None
+    if beside and beside.names != gallery.names:
+        beside = None
+    factor = pictures.magnification(parse_eps(gallery.eps))
+    scales = [(OURS, pictures.ColourScale.over([gallery.maps, gallery.attacked_maps]))]
+    if beside:
+        scales.append((TWIN, pictures.ColourScale.over([beside.attacked_maps])))
+    return Exhibition(
+        headings=_headings(gallery, beside, factor),
+        specimens=tuple(
+            Specimen(
+                name=name,
+                score=_told(gallery.scores[index], judged.threshold),
+                attacked_score=_told(gallery.attacked_scores[index], judged.threshold),
+                pictures=_pictures(gallery, beside, index, factor, [scale for _, scale in scales]),
+            )
+            for index, name in enumerate(gallery.names)
+        ),
+        attack=gallery.attack,
+        eps=gallery.eps,
+        factor=factor,
+        scales=tuple((whose, number(scale.low), number(scale.high)) for whose, scale in scales),
+    )
+
+
+def _headings(gallery: Gallery, beside: Gallery | None, factor: int) -> tuple[str, ...]:
+    truth = ("truth",) if gallery.truth is not None else ()
+    twin = ("twin’s map, attacked",) if beside else ()
+    return (
+        "image",
+        *truth,
+        "map",
+        f"attacked, {gallery.eps}",
+        f"perturbation × {factor}",
+        "map, attacked",
+        *twin,
+    )
+
+
+def _pictures(
+    gallery: Gallery,
+    beside: Gallery | None,
+    index: int,
+    factor: int,
+    scales: list[pictures.ColourScale],
+) -> tuple[str, ...]:
+    truth = () if gallery.truth is None else (pictures.mask(gallery.truth[index]),)
+    twin = (pictures.heat_map(beside.attacked_maps[index], scales[1]),) if beside else ()
+    image, attacked = gallery.images[index], gallery.attacked[index]
+    return (
+        pictures.photograph(image),
+        *truth,
+        pictures.heat_map(gallery.maps[index], scales[0]),
+        pictures.photograph(attacked),
+        pictures.perturbation(attacked, image, factor),
+        pictures.heat_map(gallery.attacked_maps[index], scales[0]),
+        *twin,
+    )
+
+
+def _told(score: float, threshold: float | None) -> str:
+    """A score and the verdict it leads to."""
+    if threshold is None:
+        return number(score)
+    return f"{number(score)} ({'flagged' if score > threshold else 'passes'})"

@@ -1,0 +1,416 @@
+"""The report of a run folder: one file, its numbers, and what it does when parts are missing."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from dataclasses import asdict
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from patchguard.config import load_recipe
+from patchguard.deploy.calibration import Calibration
+from patchguard.errors import PatchGuardError
+from patchguard.report.contents import Metrics, training_curves
+from patchguard.report.pictures import LARGEST_SIDE, ColourScale, magnification, perturbation
+from patchguard.report.render import render_report
+from patchguard.report.wording import verdict
+
+SIZE = 16
+NAMES = ["good/<b>&0.png", "scratch/1.png"]
+KINDS = ["good"] * 4 + ["scratch"] * 4
+EPS = ["4/255", "1/255"]
+NOT_A_DETECTOR = ("metrics.json", "gallery.npz", "anomalies.png", "training", "twin")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with everything in it, to alter."""
+    return write_run(tmp_path / "bolts & <nuts>")
+
+
+@pytest.fixture(scope="module")
+def rendered_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with everything in it, rendered once."""
+    folder = write_run(tmp_path_factory.mktemp("report") / "bolts & <nuts>")
+    render_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(rendered_run: Path) -> str:
+    return (rendered_run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(page: str) -> str:
+    return words(page)
+
+
+def write_run(folder: Path) -> Path:
+    folder.mkdir()
+    write_config(folder)
+    write_detector(folder, auroc=0.9123)
+    write_detector(folder / "twin", auroc=0.0456)
+    Image.new("RGB", (64, 32), "grey").save(folder / "anomalies.png")
+    write_log(folder, 0, [(9, 30.0, 0.01), (19, 20.0, None), (29, 99.0, None)])
+    write_log(folder, 20, [(29, 10.0, None), (39, 5.0, 0.02)])
+    return folder
+
+
+def write_config(folder: Path) -> None:
+    content = {
+        "versions": {"python": "3.11.0", "torch": "2.6.0"},
+        "device": "cpu, 2 threads",
+        "foreground": "border",
+        "images": {"train": 100, "held_out": 20, "skipped": 3},
+        "training_seconds": 90.0,
+        "settings": {
+            "data": "/factory/bolts & <nuts>",
+            "seed": 7,
+            "recipe": asdict(load_recipe("fast")),
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def write_detector(folder: Path, auroc: float) -> None:
+    folder.mkdir(exist_ok=True)
+    Calibration.from_scores(np.linspace(-1, 1, 20), 0.1).to_json(folder / "calibration.json")
+    (folder / "metrics.json").write_text(json.dumps(metrics(auroc)))
+    write_gallery(folder)
+
+
+def metrics(auroc: float) -> dict[str, Any]:
+    image = {"auroc": 0.9714, "auroc_conservative": 0.97, "ap": math.nan, "f1_max": 0.9321}
+    attacked_image = {**image, "auroc": auroc, "ap": 0.5432}
+    pixel = {"auroc": 0.8765, "ap": 0.2, "f1_max": 0.3, "aupro": 0.6543}
+    deployed = {"tpr": 0.75, "fpr": 0.0625}
+    parts = {
+        "score": {"image": attacked_image, "deployed": deployed},
+        "map": {"pixel": pixel},
+        "legacy": {"image": image, "pixel": pixel, "deployed": deployed},
+    }
+    scores = np.linspace(-2, 2, len(KINDS)).tolist()
+    return {
+        "protocol": {
+            "test_set": "labelled test images",
+            "data": "/factory/bolts & <nuts>",
+            "images": {"normal": 4, "anomalous": 4},
+            "kinds": {"good": 4, "scratch": 4},
+            "ground_truth": "native resolution, never resized",
+            "attacks": {"score": "adaptive PGD on the score", "legacy": "the published one"},
+            "eps": EPS,
+            "steps": 17,
+            "seed": 7,
+        },
+        "clean": {"image": image, "pixel": pixel, "deployed": {"tpr": 1.0, "fpr": 0.0}},
+        "attacked": [
+            {
+                "attack": attack,
+                "eps": eps,
+                "rows": dict.fromkeys(("both", "anomalies", "normals"), found),
+            }
+            for attack, found in parts.items()
+            for eps in EPS
+        ],
+        "scores": {
+            "names": [f"{kind}/{index}.png" for index, kind in enumerate(KINDS)],
+            "kinds": KINDS,
+            "clean": scores,
+            **{f"{attack} {eps}": scores[::-1] for attack in parts for eps in EPS},
+        },
+    }
+
+
+def write_gallery(folder: Path, has_truth: bool = True) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.random((len(NAMES), SIZE, SIZE, 3), dtype=np.float32)
+    maps = rng.normal(size=(len(NAMES), SIZE, SIZE))
+    np.savez_compressed(
+        folder / "gallery.npz",
+        images=images,
+        truth=np.zeros_like(maps),
+        has_truth=np.array(has_truth),
+        maps=maps,
+        scores=np.array([0.1234, 5.0]),
+        attacked=images,
+        attacked_maps=maps - 1,
+        attacked_scores=np.array([2.3456, -5.0]),
+        names=np.array(NAMES),
+        eps=np.array("4/255"),
+        attack=np.array("map"),
+    )
+
+
+def write_log(folder: Path, start: int, rows: list[tuple[int, float, float | None]]) -> None:
+    log = folder / "training" / "csv" / f"from_step_{start:07d}" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    with log.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["attention_gradient_share", "eps", "loss", "step"])
+        for step, loss, share in rows:
+            writer.writerow(["" if share is None else share, step / 2550, loss, step])
+
+
+def alter_metrics(folder: Path, **changes: Any) -> None:
+    path = folder / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def rendered(folder: Path) -> str:
+    return render_report(folder).read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """The text of a page as it is read, in one line."""
+    body = re.sub(r"<style.*?</style>|<svg.*?</svg>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+class Elements(HTMLParser):
+    """Collects the tags left open and all attributes of a page."""
+
+    EMPTY = frozenset({"meta", "img", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_file_refers_to_nothing_outside_itself(page: str) -> None:
+    assert "<script" not in page and "@import" not in page and "http" not in page
+    for name, value in Elements(page).attributes:
+        if name in ("src", "href", "xlink:href", "srcset"):
+            assert value.startswith(("data:image/", "#"))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", page))
+
+
+def test_tags_are_balanced_and_ids_are_unique(page: str) -> None:
+    elements = Elements(page)
+    ids = [value for name, value in elements.attributes if name == "id"]
+    assert elements.open == []
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_run_gives_the_same_file(rendered_run: Path, page: str) -> None:
+    path = render_report(rendered_run)
+    assert path == rendered_run / "report.html"
+    assert path.read_text(encoding="utf-8") == page
+
+
+def test_the_headline_compares_clean_attacked_and_the_twin(text: str) -> None:
+    assert "Good at finding defects; holds under attack at 4/255." in text
+    assert "Clean image AUROC 0.971" in text
+    assert "it keeps 0.912, where the undefended twin falls from 0.971 to 0.046" in text
+
+
+@pytest.mark.parametrize(
+    ("auroc", "said"),
+    [(0.79, "weakened by attack"), (0.49, "defeated by attack"), (math.nan, "without result")],
+)
+def test_the_verdict_follows_the_numbers(run: Path, auroc: float, said: str) -> None:
+    write_detector(run, auroc)
+    assert said in verdict(Metrics.read(run / "metrics.json"), None).title
+
+
+def test_metrics_appear_with_three_decimals_and_rates_in_percent(text: str) -> None:
+    for value in (
+        "0.971",
+        "0.932",
+        "0.912",
+        "0.543",
+        "0.876",
+        "0.654",
+        "6.2 %",
+        "25.0 %",
+        "75.0 %",
+    ):
+        assert value in text
+
+
+def test_rows_run_from_clean_to_the_largest_eps(text: str) -> None:
+    table = text.split("Detection: which images are anomalous")[1]
+    assert "none 0.971 – 0.932 100.0 % 0.0 % 0.0 % 0.971 1/255 0.912" in table
+
+
+def test_nan_and_null_are_dashes(run: Path) -> None:
+    content = metrics(0.9)
+    content["clean"]["image"]["f1_max"] = None
+    alter_metrics(run, clean=content["clean"])
+    text = words(rendered(run))
+    assert "none 0.971 – – 100.0 %" in text
+    assert "nan" not in text.lower().split()
+
+
+def test_it_says_what_was_trained_on_what(text: str) -> None:
+    for fact in (
+        "data /factory/bolts & <nuts>",
+        "100 normal images to train on, 20 held out for calibration, 3 unreadable and left out",
+        "patchguard_mini, 112 × 112 px",
+        "1.5 minutes on the clock",
+        "adversarial training, eps up to 8/255, 1-step attack",
+        "seed 7",
+    ):
+        assert fact in text
+
+
+def test_oracle_and_legacy_are_labelled(text: str) -> None:
+    assert "F1-max (oracle)" in text
+    assert "published attack, not adaptive for detection; for comparison only" in text
+
+
+def test_all_three_rows_and_the_protocol_are_there(text: str) -> None:
+    for row in ("anomalous images only (hiding defects)", "normal images only (raising alarms)"):
+        assert row in text
+    for entry in ("adaptive PGD on the score", "good 4, scratch 4", "steps 17", "torch 2.6.0"):
+        assert entry in text
+
+
+def test_calibration_states_threshold_evidence_guarantee_and_interval(
+    rendered_run: Path, text: str
+) -> None:
+    calibration = Calibration.from_json(rendered_run / "calibration.json")
+    low, high = calibration.rate_interval(0.9)
+    assert f"{calibration.threshold:.3f} , set on 20 held-out normal images" in text
+    assert "at most 10.0 %" in text
+    assert f"between {100 * low:.1f} % and {100 * high:.1f} % with 90 % confidence" in text
+
+
+def test_text_is_escaped(page: str) -> None:
+    assert "<b>&0" not in page and "<nuts>" not in page
+    assert "good/&lt;b&gt;&amp;0.png" in page
+    assert "<title>bolts &amp; &lt;nuts&gt;" in page
+
+
+def test_the_gallery_tells_scores_verdicts_and_magnification(text: str) -> None:
+    assert "image score 0.123 (passes) → attacked 2.346 (flagged)" in text
+    assert "perturbation × 31" in text and "twin’s map, attacked" in text
+
+
+def test_a_perturbation_of_eps_just_spans_the_grey_values() -> None:
+    for numerator in (1, 2, 4, 8, 16):
+        factor = magnification(numerator / 255)
+        assert factor * numerator / 255 <= 0.5 < (factor + 1) * numerator / 255
+    assert magnification(1.0) == 1
+
+
+def test_a_perturbation_of_pure_noise_is_shown_as_it_is() -> None:
+    image = np.full((LARGEST_SIDE, LARGEST_SIDE, 3), 0.5)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=image.shape)
+    uri = perturbation(image + 4 / 255 * signs, image, 31)
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert (np.sign(np.asarray(shown) / 255 - 0.5) == signs).mean() > 0.99
+
+
+def test_a_colour_scale_spans_all_its_maps() -> None:
+    scale = ColourScale.over([np.linspace(0, 1, 1001), np.linspace(9, 10, 1001)])
+    assert 0 <= scale.low < 0.05 and 9.95 < scale.high <= 10
+    flat = ColourScale.over([np.zeros((1, 2, 2))])
+    assert flat.low < flat.high
+
+
+@pytest.mark.parametrize("missing", NOT_A_DETECTOR)
+def test_a_missing_part_is_left_out(run: Path, missing: str) -> None:
+    remove(run / missing)
+    text = words(rendered(run))
+    heading = {
+        "metrics.json": "How well it works",
+        "gallery.npz": "What it looks like",
+        "anomalies.png": "Pseudo-anomalies it was trained on",
+        "training": "The training loss",
+        "twin": "undefended twin",
+    }[missing]
+    assert heading not in text
+    assert "Threshold and false alarms" in text
+
+
+def test_a_run_that_was_only_trained_says_so(run: Path) -> None:
+    for name in NOT_A_DETECTOR:
+        remove(run / name)
+    assert "Nothing was evaluated yet." in words(rendered(run))
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_without_ground_truth_there_is_no_localization(run: Path) -> None:
+    content = metrics(0.9)
+    del content["clean"]["pixel"]
+    attacked = [entry for entry in content["attacked"] if entry["attack"] == "score"]
+    alter_metrics(run, clean=content["clean"], attacked=attacked)
+    write_gallery(run, has_truth=False)
+    text = words(rendered(run))
+    assert "Localization" not in text and "Legacy attack" not in text
+    assert "image map attacked, 4/255" in text
+
+
+def test_a_self_test_warns_and_does_not_speak_of_defects(run: Path, text: str) -> None:
+    assert "This is a self-test" not in text
+    protocol = {**metrics(0.9)["protocol"], "test_set": "self-test: held-out normals and more"}
+    alter_metrics(run, protocol=protocol)
+    text = words(rendered(run))
+    assert "This is a self-test" in text
+    assert "Good at finding pseudo-anomalies" in text
+    assert "Pseudo-anomalies that pass" in text and "pseudo-anomalies caught" in text
+
+
+def test_a_resumed_training_takes_the_superseded_rows_back(run: Path) -> None:
+    curves = training_curves(run / "training" / "csv")
+    assert curves["loss"].tolist() == [[9, 30], [19, 20], [29, 10], [39, 5]]
+    assert curves["attention_gradient_share"].tolist() == [[9, 0.01], [39, 0.02]]
+
+
+def test_no_log_gives_no_curves(tmp_path: Path) -> None:
+    assert training_curves(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "gallery.npz", "anomalies.png", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"\x00\xff"])
+def test_a_damaged_file_is_named(run: Path, name: str, content: bytes) -> None:
+    (run / name).write_bytes(content)
+    with pytest.raises(PatchGuardError) as failure:
+        render_report(run)
+    assert str(run / name) in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("key", ["protocol", "clean", "attacked", "scores"])
+def test_metrics_without_a_part_are_damaged(run: Path, key: str) -> None:
+    path = run / "metrics.json"
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(PatchGuardError, match=r"metrics\.json is damaged"):
+        render_report(run)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PatchGuardError, match="is not a run folder"):
+        render_report(tmp_path)
