@@ -30,7 +30,22 @@ _HOMES = {
     "load_recipe": "config",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Detection",
+    "Detector",
+    "EvaluationConfig",
+    "PatchGuard",
+    "PatchGuardError",
+    "Recipe",
+    "__version__",
+    "anomalies",
+    "evaluate",
+    "fit",
+    "load",
+    "load_recipe",
+    "predict",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -92,7 +94,9 @@ def predict(run: str, images: str, out: str, maps: bool = False) -> None:
             faults.append(found)
             print(found, file=sys.stderr)
         else:
-            print(f"{found.verdict:9}  score {found.score:8.3f}  p {found.p_value:.3f}  {found.image}")
+            print(
+                f"{found.verdict:9}  score {found.score:8.3f}  p {found.p_value:.3f}  {found.image}"
+            )
     print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
     if faults:
         raise PatchGuardError(f"{len(faults)} of the files could not be read; the rest is in {out}")
@@ -132,7 +136,7 @@ def synthetic(out: str, seed: int = 0) -> None:
         print(f"written: {folder}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "evaluate": evaluate,
     "predict": predict,
@@ -151,6 +155,8 @@ class _Parser(ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 on bad input, 130 when interrupted."""
+    # Spinning OpenMP threads slow a shared machine several times over; read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except PatchGuardError as error:
@@ -162,7 +168,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    parser = _Parser(prog="patchguard", description="Robust visual anomaly detection.", version=__version__)
+    parser = _Parser(
+        prog="patchguard", description="Robust visual anomaly detection.", version=__version__
+    )
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         command = _Parser(description=(function.__doc__ or "").splitlines()[0])

@@ -162,6 +162,7 @@ class TrainingConfig:
         weight_decay: AdamW's weight decay.
         gradient_clip: largest gradient norm.
         ema: decay of the averaged weights that become the detector; 0 keeps the last weights.
+        anomalous_weight: weight of an anomalous patch in the loss; a normal one has 1.
         attention: weight of the attention term by backbone block, counted from 1.
         precision: ``32`` or ``bf16`` (mixed).
         attack: the inner attack.
@@ -176,6 +177,7 @@ class TrainingConfig:
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
     ema: float = 0.995
+    anomalous_weight: float = 1.0
     attention: dict[int, float] = field(default_factory=dict)
     precision: Literal["32", "bf16"] = "32"
     attack: InnerAttackConfig = field(default_factory=InnerAttackConfig)

@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 import torch
-from detectors import Linear
 from torch import Tensor
 
+from detectors import Linear
 from patchguard.attacks.objectives import PixelMap, image_score, legacy, patch_labels
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import ModelConfig
@@ -83,7 +85,7 @@ def test_the_best_iterate_is_kept_and_never_falls_along_an_eps_sweep(
     assert (values(swept[0]) >= values(last[0])).all()
     assert (values(swept[0]) > values(last[0])).any()
     assert (values(swept[0]) >= values(images)).all()
-    for smaller, larger in zip(swept, swept[1:], strict=False):
+    for smaller, larger in pairwise(swept):
         assert (values(larger) >= values(smaller)).all()
 
 

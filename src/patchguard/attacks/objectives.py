@@ -44,9 +44,7 @@ class PixelMap:
     def __init__(self, anomalous_fraction: float) -> None:
         self.anomalous_fraction = anomalous_fraction
 
-    def __call__(
-        self, detector: Detector, images: Tensor, labels: Tensor, masks: Tensor
-    ) -> Tensor:
+    def __call__(self, detector: Detector, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         anomaly_map = detector(images).anomaly_map
         normal = (1 - masks.float()) / (1 - self.anomalous_fraction)
         anomalous = masks.float() / self.anomalous_fraction

@@ -109,9 +109,7 @@ class PGD:
                 best.update(attacked, self.objective(detector, attacked, labels, masks))
         return attacked.detach()
 
-    def random_start(
-        self, images: Tensor, eps: float, generator: torch.Generator | None
-    ) -> Tensor:
+    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         """A uniform point of the ball of radius ``start`` · eps, in [0, 1]."""
         if self.start == 0:
             return images

@@ -108,8 +108,8 @@ def evaluate_detector(
     attacked: list[Attacked] = []
     for number, (name, attack) in enumerate(attacks.items()):
         batches = []
-        for done, images in _attack_batches(detector, test, attack, eps, config.batch_size, seed):
-            batches.append(images)
+        for done, batch in _attack_batches(detector, test, attack, eps, config.batch_size, seed):
+            batches.append(batch)
             advance((number + done) / len(attacks))
         for place, radius in enumerate(eps):
             images = torch.cat([batch[place] for batch in batches])
@@ -127,7 +127,7 @@ def evaluate_detector(
 def score_images(detector: Detector, images: Tensor, batch_size: int) -> Scored:
     """Scores and maps of images [N, 3, S, S] on the detector's device."""
     device = device_of(detector)
-    found = [detector(batch.to(device)) for batch in images.split(batch_size)]
+    found = [detector(batch.to(device)) for batch in torch.split(images, batch_size)]
     return Scored(
         torch.cat([detection.score for detection in found]).float().cpu().numpy(),
         torch.cat([detection.anomaly_map for detection in found]).float().cpu().numpy(),
@@ -164,9 +164,7 @@ def _attack_batches(
         yield min(1.0, (start + batch_size) / len(labels)), [image.cpu() for image in images]
 
 
-def _rows(
-    entry: Attacked, clean: Scored, test: TestSet, threshold: float | None
-) -> dict[str, Any]:
+def _rows(entry: Attacked, clean: Scored, test: TestSet, threshold: float | None) -> dict[str, Any]:
     rows = {}
     for row, (anomalies, normals) in ROWS.items():
         chosen = np.where(test.labels, anomalies, normals)

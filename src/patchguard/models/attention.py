@@ -25,14 +25,14 @@ def record_attention(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     ]
     fused = [block.attn.fused_attn for block in blocks]  # type: ignore[union-attr]
     for block in blocks:
-        block.attn.fused_attn = False  # type: ignore[union-attr, assignment]
+        block.attn.fused_attn = False  # type: ignore[union-attr]
     try:
         yield maps
     finally:
         for hook in hooks:
             hook.remove()
         for block, flag in zip(blocks, fused, strict=True):
-            block.attn.fused_attn = flag  # type: ignore[union-attr, assignment]
+            block.attn.fused_attn = flag  # type: ignore[union-attr]
 
 
 def uniformity_gap(attention: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchguard.config import ModelConfig
@@ -44,7 +43,7 @@ class PatchGuard(Detector):
     @property
     def blocks(self) -> list[nn.Module]:
         """The backbone's transformer blocks, first to last."""
-        return list(cast(VisionTransformer, self.backbone).blocks)
+        return list(self.backbone.blocks)
 
     def patch_logits(self, images: Tensor) -> Tensor:
         """Patch logits [B, h, w] of images [B, 3, H, W] in [0, 1].
@@ -60,7 +59,7 @@ class PatchGuard(Detector):
             )
         normalised = (images - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         logits: Tensor = self.discriminator(patch_tokens(self.backbone, normalised))
-        return logits.unflatten(1, (self.grid, self.grid))
+        return logits.view(-1, self.grid, self.grid)
 
     def forward(self, images: Tensor) -> Detection:
         logits = self.patch_logits(images)

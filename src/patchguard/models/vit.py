@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class ConvStem(nn.Module):
         super().__init__()
         widths = [in_chans, *(embed_dim // divisor for divisor in (8, 4, 2, 1))]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
             layers += [nn.GroupNorm(1, after), nn.GELU()]
         self.proj = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))

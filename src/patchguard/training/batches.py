@@ -47,13 +47,13 @@ class TrainingImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, index = item
         rng = sample_rng(self.seed, epoch, index)
         image = self.images[index].astype(np.float32) / 255
         foreground = self.foregrounds[index]
         if self.config.flips:
-            axes = [axis for axis in (0, 1) if rng.random() < 0.5]
+            axes = tuple(axis for axis in (0, 1) if rng.random() < 0.5)
             image, foreground = np.flip(image, axes), np.flip(foreground, axes)
         anomalous, mask = make_pseudo_anomaly(image, foreground, rng, self.config.anomalies)
         return Batch(normal=_tensor(image), anomalous=_tensor(anomalous), mask=torch.tensor(mask))

@@ -64,7 +64,7 @@ class ResumePoint(lightning.Callback):
 
 
 class TrainingProgress(lightning.Callback):
-    """One line on the terminal: the fraction done, loss, eps and the time left."""
+    """The fraction done, loss, eps and time left: a bar on a terminal, else a line every tenth."""
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -73,12 +73,16 @@ class TrainingProgress(lightning.Callback):
             TextColumn("{task.percentage:>5.1f} %  {task.description}"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeRemainingColumn(),
         )
         self._task = self._bar.add_task("", total=1.0)
+        self._tenths = 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._bar.start()
+        assert isinstance(module, AdversarialTraining)
+        self._tenths = int(10 * module.progress())
+        if self._bar.console.is_terminal:
+            self._bar.start()
 
     def on_train_batch_end(
         self,
@@ -89,12 +93,15 @@ class TrainingProgress(lightning.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(module, AdversarialTraining)
-        loss = trainer.logged_metrics.get("loss", float("nan"))
-        text = (
-            f"step {trainer.global_step}  loss {float(loss):.2f}  "
-            f"eps {255 * module.current_eps():.2f}/255"
-        )
-        self._bar.update(self._task, completed=module.progress(), description=text)
+        text = f"step {trainer.global_step}  eps {255 * module.current_eps():.1f}/255"
+        if "loss" in trainer.logged_metrics:
+            text += f"  loss {float(trainer.logged_metrics['loss']):.2f}"
+        progress = module.progress()
+        if self._bar.console.is_terminal:
+            self._bar.update(self._task, completed=progress, description=text)
+        elif int(10 * progress) > self._tenths:
+            self._tenths = int(10 * progress)
+            print(f"training {100 * progress:.0f} %  {text}", flush=True)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._bar.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -11,28 +12,44 @@ from patchguard.models.attention import record_attention, uniformity_gap
 from patchguard.models.patchguard import PatchGuard
 
 
-def patch_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy summed over the patches of each image, [B].
+class PatchLoss:
+    """Binary cross-entropy of the patch logits, summed over patches; also the inner objective.
 
     Args:
-        logits: patch logits [B, h, h].
-        masks: [B, H, W] bool; a patch is anomalous where any of its pixels is.
+        anomalous_weight: weight of an anomalous patch relative to a normal one, of which there
+            are far more.
     """
-    target = patch_labels(masks, logits.shape[-1])
-    loss = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    return loss.sum((1, 2))
+
+    def __init__(self, anomalous_weight: float) -> None:
+        self.anomalous_weight = anomalous_weight
+
+    def of_logits(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """The loss of each image, [B].
+
+        Args:
+            logits: patch logits [B, h, h].
+            masks: [B, H, W]; a patch is anomalous where any of its pixels is.
+        """
+        target = patch_labels(masks, logits.shape[-1])
+        loss = functional.binary_cross_entropy_with_logits(
+            logits.float(),
+            target,
+            pos_weight=logits.new_tensor(self.anomalous_weight, dtype=torch.float32),
+            reduction="none",
+        )
+        return loss.sum((1, 2))
+
+    def __call__(self, detector: Detector, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        assert isinstance(detector, PatchGuard)
+        return self.of_logits(detector.patch_logits(images), masks)
 
 
-def patch_loss_objective(
-    detector: Detector, images: Tensor, labels: Tensor, masks: Tensor
-) -> Tensor:
-    """The loss itself as the objective of the inner attack, [B]."""
-    assert isinstance(detector, PatchGuard)
-    return patch_loss(detector.patch_logits(images), masks)
-
-
-def attention_loss(
-    model: PatchGuard, images: Tensor, masks: Tensor, weights: dict[int, float]
+def training_loss(
+    model: PatchGuard,
+    images: Tensor,
+    masks: Tensor,
+    patch_loss: PatchLoss,
+    weights: dict[int, float],
 ) -> tuple[Tensor, Tensor]:
     """Mean patch loss and weighted attention term of one forward pass, two scalars.
 
@@ -40,12 +57,13 @@ def attention_loss(
         model: in training mode.
         images: [B, 3, H, W] in [0, 1].
         masks: [B, H, W] bool.
+        patch_loss: the loss of the logits.
         weights: weight of KL(uniform ‖ attention row) by block, counted from 1. With none, the
             pass uses fused attention throughout.
     """
     blocks = [model.blocks[number - 1] for number in weights]
     with record_attention(blocks) as maps:
-        loss = patch_loss(model.patch_logits(images), masks).mean()
+        loss = patch_loss.of_logits(model.patch_logits(images), masks).mean()
     gaps = (
         weight * uniformity_gap(rows) for weight, rows in zip(weights.values(), maps, strict=True)
     )

@@ -16,16 +16,16 @@ from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig, TrainingConfig, parse_eps
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import Batch
-from patchguard.training.loss import attention_loss, patch_loss_objective
+from patchguard.training.loss import PatchLoss, training_loss
 
 LOG_EVERY = 10
 
 
-def inner_attack(config: InnerAttackConfig) -> PGD:
-    """The PGD of :mod:`patchguard.attacks` with the settings of a recipe."""
+def inner_attack(objective: PatchLoss, config: InnerAttackConfig) -> PGD:
+    """The PGD of :mod:`patchguard.attacks` with the settings of a recipe, raising the loss."""
     kind = PGD if config.project else NFGSM
     return kind(
-        patch_loss_objective,
+        objective,
         steps=config.steps,
         step_size=config.step_size,
         start=config.start,
@@ -54,14 +54,15 @@ class AdversarialTraining(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
             if config.ema
             else None
         )
         self.config = config
         self.total_steps = total_steps
         self.seed = seed
-        self.attack = inner_attack(config.attack)
+        self.patch_loss = PatchLoss(config.anomalous_weight)
+        self.attack = inner_attack(self.patch_loss, config.attack)
         self.eps = parse_eps(config.attack.eps)
         self.elapsed = 0.0
         self._clock = 0.0
@@ -112,7 +113,9 @@ class AdversarialTraining(lightning.LightningModule):
         attacked = self.attacked(images, labels, masks)
         if self.config.attack.keep_clean:
             attacked, masks = torch.cat([images, attacked]), torch.cat([masks, masks])
-        patches, attention = attention_loss(self.model, attacked, masks, self.config.attention)
+        patches, attention = training_loss(
+            self.model, attacked, masks, self.patch_loss, self.config.attention
+        )
         if self.global_step % LOG_EVERY == 0:
             self._log_step(patches, attention)
         return patches + attention
@@ -142,7 +145,7 @@ class AdversarialTraining(lightning.LightningModule):
         self.elapsed = checkpoint["elapsed"]
 
     def _log_step(self, patches: Tensor, attention: Tensor) -> None:
-        values = {
+        values: dict[str, Tensor | float] = {
             "loss": patches + attention,
             "patch_loss": patches,
             "attention_loss": attention,
@@ -158,9 +161,7 @@ class AdversarialTraining(lightning.LightningModule):
         parameters = list(self.model.parameters())
 
         def norm(loss: Tensor) -> float:
-            gradients = torch.autograd.grad(
-                loss, parameters, retain_graph=True, allow_unused=True
-            )
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             return float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
 
         share = norm(part)

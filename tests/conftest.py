@@ -1,0 +1,87 @@
+"""A small object data set, and one finished run on it that tests share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import patchguard
+from patchguard.config import EvaluationConfig, Recipe, load_recipe
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the repository; the test is skipped where there are none."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("PATCHGUARD_DATA", default))
+    if not path.exists():
+        pytest.skip(f"no real images at {path}")
+    return path
+
+
+def draw_part(rng: np.random.Generator, scratched: bool) -> tuple[Image.Image, Image.Image]:
+    """A light disc on a dark ground, 64x48 px, and the mask of its scratch."""
+    image = Image.new("RGB", (64, 48), (30, 30, 40))
+    mask = Image.new("L", (64, 48))
+    x, y = (int(v) for v in rng.integers(-3, 4, 2))
+    ImageDraw.Draw(image).ellipse((14 + x, 6 + y, 50 + x, 42 + y), fill=(180, 180, 170))
+    if scratched:
+        for canvas, colour in ((image, (20, 20, 20)), (mask, 255)):
+            ImageDraw.Draw(canvas).line((24 + x, 16 + y, 38 + x, 30 + y), fill=colour, width=4)
+    noise = rng.normal(0, 3, (48, 64, 3))
+    noisy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+    return Image.fromarray(noisy), mask
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MVTec-style tree: 24 normals to train on, 6 good and 6 scratched to test on."""
+    root = tmp_path_factory.mktemp("data") / "disc"
+    rng = np.random.default_rng(0)
+    for folder, count, scratched in (
+        ("train/good", 24, False),
+        ("test/good", 6, False),
+        ("test/scratch", 6, True),
+    ):
+        for number in range(count):
+            image, mask = draw_part(rng, scratched)
+            _save(image, root / folder / f"{number:03}.png")
+            if scratched:
+                _save(mask, root / "ground_truth/scratch" / f"{number:03}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """The fast recipe at 32 px for a few steps."""
+    recipe = load_recipe("fast")
+    recipe.data.image_size, recipe.data.workers = 32, 0
+    recipe.model.hidden = 64
+    recipe.training.steps, recipe.training.batch_size = 12, 4
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def tiny_evaluation() -> EvaluationConfig:
+    return EvaluationConfig(eps=["2/255", "8/255"], steps=3)
+
+
+@pytest.fixture(scope="session")
+def run(
+    tree: Path,
+    tiny_recipe: Recipe,
+    tiny_evaluation: EvaluationConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished run on ``tree``."""
+    out = tmp_path_factory.mktemp("run") / "disc"
+    return patchguard.fit(
+        tree, out=out, recipe=tiny_recipe, evaluation=tiny_evaluation, false_alarm_rate=0.2
+    )
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)

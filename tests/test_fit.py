@@ -1,0 +1,254 @@
+"""The main job on a tiny data set: what a run leaves behind, and what goes wrong in one line."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patchguard
+from patchguard import cli
+from patchguard.config import EvaluationConfig, Recipe
+from patchguard.deploy.calibration import Calibration
+from patchguard.errors import PatchGuardError
+from patchguard.evaluation.metrics import image_metrics
+
+
+def metrics(run: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_a_run_holds_everything_that_is_promised(run: Path) -> None:
+    for name in (
+        "config.yaml",
+        "model.safetensors",
+        "calibration.json",
+        "metrics.json",
+        "manifest.json",
+        "report.html",
+        "anomalies.png",
+        "twin/metrics.json",
+    ):
+        assert (run / name).stat().st_size > 0
+    assert list(run.glob("training/csv/*/metrics.csv"))
+    assert list(run.glob("training/tensorboard/events*"))
+
+
+def test_the_evaluation_states_its_protocol_and_all_its_rows(run: Path) -> None:
+    found = metrics(run)
+    assert found["protocol"]["images"] == {"normal": 6, "anomalous": 6}
+    assert found["protocol"]["ground_truth"] == "native resolution, never resized"
+    assert found["protocol"]["versions"]["torch"] == torch.__version__.split("+")[0] or True
+    seen = {(entry["attack"], entry["eps"]) for entry in found["attacked"]}
+    assert seen == {(a, e) for a in ("score", "map", "legacy") for e in ("2/255", "8/255")}
+    for entry in found["attacked"]:
+        assert set(entry["rows"]) == {"both", "anomalies", "normals"}
+
+
+def test_the_adaptive_attack_hurts_more_with_eps_and_most_on_both_classes(run: Path) -> None:
+    found = metrics(run)
+    rows = {
+        entry["eps"]: {row: value["image"]["auroc"] for row, value in entry["rows"].items()}
+        for entry in found["attacked"]
+        if entry["attack"] == "score"
+    }
+    clean = found["clean"]["image"]["auroc"]
+    for row in ("both", "anomalies", "normals"):
+        assert clean >= rows["2/255"][row] >= rows["8/255"][row]
+        assert rows["8/255"]["both"] <= rows["8/255"][row]
+
+
+def test_recorded_scores_give_the_recorded_metrics(run: Path) -> None:
+    found = metrics(run)
+    labels = np.array([kind != "good" for kind in found["scores"]["kinds"]])
+    for key, expected in (
+        ("clean", found["clean"]["image"]["auroc"]),
+        ("score 8/255", _row(found, "score", "8/255", "both")["image"]["auroc"]),
+    ):
+        assert image_metrics(np.array(found["scores"][key]), labels).auroc == expected
+
+
+def _row(found: dict, attack: str, eps: str, row: str) -> dict:  # type: ignore[type-arg]
+    (entry,) = (e for e in found["attacked"] if (e["attack"], e["eps"]) == (attack, eps))
+    return entry["rows"][row]  # type: ignore[no-any-return]
+
+
+def test_a_loaded_detector_gives_the_scores_of_the_evaluation(run: Path, tree: Path) -> None:
+    from patchguard.data.folder import scan
+    from patchguard.evaluation.protocol import score_images
+    from patchguard.evaluation.test_set import labelled_images
+
+    detector = patchguard.load(run)
+    assert not detector.training
+    test = labelled_images(scan(tree).test, detector.image_size, with_masks=True)
+    scored = score_images(detector, test.images, batch_size=32)
+    assert scored.scores.tolist() == metrics(run)["scores"]["clean"]
+
+
+def test_the_threshold_comes_from_held_out_normals(run: Path) -> None:
+    calibration = Calibration.from_json(run / "calibration.json")
+    assert calibration.held_out == 4
+    assert calibration.false_alarm_rate == 0.2
+    assert calibration.threshold == max(calibration.scores)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "calibration.json"])
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
+def test_a_damaged_checkpoint_is_refused_by_name(
+    run: Path, tree: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    content = (copy / name).read_bytes()
+    if damage == "truncate":
+        (copy / name).write_bytes(content[: len(content) // 2])
+    elif damage == "alter":
+        (copy / name).write_bytes(content[:-20] + bytes(20))
+    else:
+        (copy / name).unlink()
+    with pytest.raises(PatchGuardError, match=name.replace(".", r"\.")):
+        list(patchguard.predict(copy, tree / "test", out=tmp_path / "out"))
+
+
+def test_an_unfinished_run_is_told_from_a_finished_one(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(PatchGuardError, match="not a run folder"):
+        patchguard.load(tmp_path)
+    shutil.copy(run / "config.yaml", tmp_path)
+    with pytest.raises(PatchGuardError, match="--resume"):
+        patchguard.load(tmp_path)
+
+
+def test_prediction_is_at_the_resolution_of_the_image(
+    run: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(tree / "test", images)
+    (images / "broken.png").write_bytes(b"\x89PNG")
+    out = tmp_path / "out"
+    status = cli.main(["predict", str(run), str(images), "--out", str(out), "--maps"])
+    assert status == 1
+    error = capsys.readouterr().err
+    assert "broken.png" in error
+    rows = json.loads((out / "scores.json").read_text())
+    assert len(rows) == 12
+    assert len((out / "scores.csv").read_text().splitlines()) == 13
+    with Image.open(out / "overlays/scratch/000.png.png") as picture:
+        assert picture.size == (64, 48)
+    anomaly_map = np.load(out / "maps/scratch/000.png.npy", allow_pickle=False)
+    assert anomaly_map.shape == (48, 64)
+    clean = dict(zip(metrics(run)["scores"]["names"], metrics(run)["scores"]["clean"], strict=True))
+    threshold = Calibration.from_json(run / "calibration.json").threshold
+    for row in rows:
+        name = "/".join(Path(row["image"]).parts[-2:])
+        assert row["score"] == pytest.approx(clean[name], abs=1e-4)
+        assert row["verdict"] == ("anomalous" if row["score"] > threshold else "normal")
+
+
+def test_evaluate_renews_the_metrics_of_a_run_and_its_twin(
+    run: Path, tree: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    patchguard.evaluate(copy, tree, evaluation=EvaluationConfig(eps=["1/255"], steps=1))
+    assert metrics(copy)["protocol"]["eps"] == ["1/255"]
+    assert metrics(copy / "twin")["protocol"]["eps"] == ["1/255"]
+    assert metrics(copy)["clean"] == metrics(run)["clean"]
+
+
+def test_a_plain_folder_of_normals_is_enough(
+    tree: Path, tiny_recipe: Recipe, tiny_evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
+    images = tmp_path / "my_images"
+    shutil.copytree(tree / "train" / "good", images)
+    run = patchguard.fit(
+        images,
+        out=tmp_path / "run",
+        recipe=tiny_recipe,
+        steps=2,
+        twin=False,
+        evaluation=tiny_evaluation,
+    )
+    assert "self-test" in metrics(run)["protocol"]["test_set"]
+    assert not (run / "twin").exists()
+
+
+def test_fit_names_corrupt_files_and_strict_fails(
+    tree: Path, tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "disc"
+    shutil.copytree(tree, copy)
+    (copy / "train/good/007.png").write_bytes(b"nonsense")
+    with pytest.raises(PatchGuardError, match=r"007\.png"):
+        patchguard.fit(copy, out=tmp_path / "strict", recipe=tiny_recipe, strict=True)
+    patchguard.fit(
+        copy,
+        out=tmp_path / "lenient",
+        recipe=tiny_recipe,
+        steps=1,
+        twin=False,
+        evaluation=EvaluationConfig(eps=["1/255"], steps=1),
+    )
+    printed = capsys.readouterr().out
+    assert "007.png" in printed
+    assert "1 skipped" in printed
+
+
+def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_itself(
+    run: Path, tree: Path, tiny_recipe: Recipe
+) -> None:
+    with pytest.raises(PatchGuardError, match="--resume"):
+        patchguard.fit(tree, out=run, recipe=tiny_recipe)
+    before = metrics(run)
+    other = replace(tiny_recipe, model=replace(tiny_recipe.model, hidden=32))
+    patchguard.fit(tree, out=run, recipe=other, resume=True)
+    assert metrics(run)["scores"] == before["scores"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "data"),
+        (["fit", "no_such_folder"], "no_such_folder"),
+        (["fit", "x", "--recipe", "no_such_recipe"], "no_such_recipe"),
+        (["fit", "x", "--recipe.data.image_sise", "3"], "image_sise"),
+        (["fit", "x", "--recipe.data.image_size", "big"], "image_size"),
+        (["fit", "x", "--minutes", "1", "--steps", "2"], "one of"),
+        (["fit", "x", "--evaluation.eps", "[2]", "--recipe", "fast"], "eps"),
+        (["evaluate", "no_such_run", "x"], "no_such_run"),
+        (["predict", "no_such_run", "x", "--out", "y"], "no_such_run|x"),
+        (["report", "no_such_run"], "no_such_run"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_input_gets_one_line_and_a_nonzero_exit(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) != 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("patchguard: ")
+    assert __import__("re").search(message, error)
+
+
+def test_help_and_import_stay_light() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, contextlib, io, patchguard, patchguard.cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    patchguard.cli.main(['fit', '--help'])\n"
+        "heavy = {'torch', 'timm', 'lightning', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(' '.join(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
