@@ -1,4 +1,4 @@
-"""The verbs: fit, evaluate, predict, report, anomalies. The command line calls these."""
+"""The verbs: fit, evaluate, predict, report, anomalies, demo. The command line calls these."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
+
+DEMO_CATEGORY = "fabric"
 
 if TYPE_CHECKING:
     from patchguard.deploy.predict import Prediction
@@ -67,7 +69,7 @@ def fit(
         recipe=_with_length(_recipe(recipe), steps, epochs, minutes),
         evaluation=evaluation or EvaluationConfig(),
     )
-    settings = _open_run(folder, settings, resume)
+    settings = _settings_of(folder, settings, resume)
     material = prepare(
         Path(data),
         settings.recipe.data,
@@ -77,6 +79,7 @@ def fit(
         tell=_tell,
     )
     _tell(material.summary)
+    folder.mkdir(parents=True, exist_ok=True)
     fitting.write_anomalies(material, settings.recipe.data, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
@@ -212,6 +215,25 @@ def anomalies(
     return Path(out)
 
 
+def demo(out: str | Path = "demo") -> Path:
+    """The whole job on a category of the built-in benchmark, with its undefended twin.
+
+    Args:
+        out: folder for the images and the run; an interrupted demo is continued.
+
+    Returns:
+        The run folder.
+    """
+    from patchguard.data.synthetic import write_benchmark
+
+    folder = Path(out)
+    write_benchmark(
+        folder / "data", categories=(DEMO_CATEGORY,), train=200, test_good=20, test_per_defect=5
+    )
+    run = folder / DEMO_CATEGORY
+    return fit(folder / "data" / DEMO_CATEGORY, out=run, recipe="fast", resume=run.exists())
+
+
 def _recipe(recipe: Recipe | str | None) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
@@ -234,12 +256,11 @@ def _with_length(
     return replace(recipe, training=training)
 
 
-def _open_run(folder: Path, settings: FitConfig, resume: bool) -> FitConfig:
-    """Create the run folder, or take over the settings of the run that is resumed."""
+def _settings_of(folder: Path, settings: FitConfig, resume: bool) -> FitConfig:
+    """The settings of a new run, or those of the run that is resumed."""
     from patchguard.models.checkpoint import CONFIG, read_config
 
     if not (folder / CONFIG).exists():
-        folder.mkdir(parents=True, exist_ok=True)
         return settings
     if not resume:
         raise PatchGuardError(f"{folder} holds a run already; add --resume or choose another --out")

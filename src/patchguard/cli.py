@@ -136,6 +136,15 @@ def synthetic(out: str, seed: int = 0) -> None:
         print(f"written: {folder}")
 
 
+def demo(out: str = "demo") -> None:
+    """The whole job on a rendered data set: minutes later, a report to look at.
+
+    Args:
+        out: folder for the images and the run; an interrupted demo is continued.
+    """
+    api.demo(out)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "evaluate": evaluate,
@@ -143,6 +152,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "anomalies": anomalies,
     "synthetic": synthetic,
+    "demo": demo,
 }
 
 

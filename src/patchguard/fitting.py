@@ -20,13 +20,16 @@ from patchguard.anomalies.gallery import gallery
 from patchguard.config import DataConfig, EvaluationConfig, FitConfig, parse_eps
 from patchguard.data.images import write_png
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
+from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import Evaluation, evaluate_detector, score_images
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.models.checkpoint import (
     CALIBRATION,
+    CONFIG,
     MANIFEST,
     METRICS,
     load_detector,
+    read_config,
     save_weights,
     seal,
     verify,
@@ -115,6 +118,7 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     dataset = TrainingImages(normals.images, normals.foregrounds, recipe.data, settings.seed)
     logs = folder / "training"
     logs.mkdir(parents=True, exist_ok=True)
+    _check_same_images(folder, material)
     write_config(folder, settings, provenance(material))
     began = time.monotonic()
     detector = train(dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs)
@@ -123,6 +127,18 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     calibration = calibrate(detector, material, settings.false_alarm_rate, tell)
     calibration.to_json(folder / CALIBRATION)
     seal(folder)
+
+
+def _check_same_images(folder: Path, material: Material) -> None:
+    """Refuse to resume a run on other images than it was started with."""
+    if not (folder / CONFIG).exists():
+        return
+    before, now = read_config(folder)[1].get("images"), provenance(material)["images"]
+    if before != now:
+        raise PatchGuardError(
+            f"{material.folder.root} has other images now ({now}) than when {folder} was started "
+            f"({before}); restore them or choose another --out"
+        )
 
 
 def calibrated(folder: Path) -> tuple[PatchGuard, Calibration]:

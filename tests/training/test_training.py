@@ -15,7 +15,7 @@ from patchguard.config import DataConfig, InnerAttackConfig, ModelConfig, Traini
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import StepSampler, TrainingImages, training_loader
-from patchguard.training.loss import attention_loss, patch_loss
+from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
 
@@ -136,7 +136,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     def loss(model: PatchGuard) -> float:
         with torch.no_grad():
             logits = model.eval().patch_logits(batch["anomalous"])
-        return float(patch_loss(logits, batch["mask"]).mean())
+        return float(PatchLoss(1.0).of_logits(logits, batch["mask"]).mean())
 
     assert loss(trained) < loss(PatchGuard(MODEL, 32))
 
@@ -169,25 +169,27 @@ def test_eps_ramps_up_and_the_learning_rate_decays(monkeypatch: pytest.MonkeyPat
 
 
 def test_recipes_choose_the_attack() -> None:
-    assert type(inner_attack(InnerAttackConfig(project=True))) is PGD
-    assert type(inner_attack(InnerAttackConfig(project=False))) is NFGSM
+    assert type(inner_attack(PatchLoss(1.0), InnerAttackConfig(project=True))) is PGD
+    assert type(inner_attack(PatchLoss(1.0), InnerAttackConfig(project=False))) is NFGSM
 
 
-def test_the_patch_loss_is_a_sum_over_patches() -> None:
-    logits = torch.zeros(1, 2, 2)
-    masks = torch.zeros(1, 32, 32)
-    assert patch_loss(logits, masks).item() == pytest.approx(4 * np.log(2))
+def test_the_patch_loss_is_a_weighted_sum_over_patches() -> None:
+    logits, masks = torch.zeros(1, 2, 2), torch.zeros(1, 32, 32)
+    assert PatchLoss(5.0).of_logits(logits, masks).item() == pytest.approx(4 * np.log(2))
+    masks[0, :16, :16] = 1
+    assert PatchLoss(5.0).of_logits(logits, masks).item() == pytest.approx(8 * np.log(2))
 
 
 def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> None:
     model = PatchGuard(MODEL, 32).train()
     images, masks = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32)
-    _, none = attention_loss(model, images, masks, {})
-    assert none == 0
+
+    def term(weights: dict[int, float]) -> Tensor:
+        return training_loss(model, images, masks, PatchLoss(1.0), weights)[1]
+
+    assert term({}) == 0
     model.eval()
-    _, once = attention_loss(model, images, masks, {2: 1.0})
-    _, both = attention_loss(model, images, masks, {2: 1.0, 4: 3.0})
-    _, last = attention_loss(model, images, masks, {4: 3.0})
+    once, both, last = term({2: 1.0}), term({2: 1.0, 4: 3.0}), term({4: 3.0})
     torch.testing.assert_close(both, once + last)
     (gradient,) = torch.autograd.grad(once, model.blocks[1].attn.qkv.weight)  # type: ignore[union-attr]
     assert gradient.abs().sum() > 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from patchguard.config import FitConfig, from_plain
 from patchguard.errors import PatchGuardError
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> tuple[FitConfig, dict[str, Any]]:
 def save_weights(model: PatchGuard, folder: Path) -> None:
     """Write the detector's weights and buffers."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(state))
 
 
 def load_detector(folder: Path) -> PatchGuard:
