@@ -42,7 +42,7 @@ from patchguard.training.train import train
 
 Tell = Callable[[str], None]
 
-TWIN_SHARE = 0.4
+TWIN_SHARE = 0.3
 """Length of the undefended twin's training: without an attack it converges sooner."""
 
 SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
@@ -120,9 +120,11 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     logs.mkdir(parents=True, exist_ok=True)
     _check_same_images(folder, material)
     write_config(folder, settings, provenance(material))
-    began = time.monotonic()
-    detector = train(dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs)
-    tell(f"trained in {(time.monotonic() - began) / 60:.1f} minutes")
+    detector, seconds = train(
+        dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs
+    )
+    tell(f"trained in {seconds / 60:.1f} minutes")
+    write_config(folder, settings, provenance(material) | {"training_seconds": round(seconds, 1)})
     save_weights(detector, folder)
     calibration = calibrate(detector, material, settings.false_alarm_rate, tell)
     calibration.to_json(folder / CALIBRATION)

@@ -33,6 +33,10 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**({"steps": 6, "batch_size": 4, "attention": {2: 0.1}} | changes))
 
 
+def trained(data: TrainingImages, config: TrainingConfig, seed: int, folder: Path) -> PatchGuard:
+    return train(data, MODEL, config, seed=seed, folder=folder)[0]
+
+
 def weights(model: PatchGuard) -> list[Tensor]:
     return [parameter.detach() for parameter in model.parameters()]
 
@@ -80,7 +84,7 @@ def test_a_sampler_that_starts_later_continues_the_same_sequence() -> None:
 
 def test_equal_seeds_reach_equal_weights_and_other_seeds_do_not(tmp_path: Path) -> None:
     first, second, other = (
-        train(dataset(seed=seed), MODEL, settings(), seed=seed, folder=tmp_path / name)
+        trained(dataset(seed=seed), settings(), seed, tmp_path / name)
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert equal(first, second)
@@ -92,14 +96,14 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: InnerAttackConfig
 ) -> None:
     config = settings(attack=attack)
-    whole = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "whole")
+    whole = trained(dataset(), config, 3, tmp_path / "whole")
 
     with monkeypatch.context() as patch:
         patch.setattr(AdversarialTraining, "training_step", _interrupting_at(step=3))
         with pytest.raises(Interrupted, match="--resume"):
             train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
     assert saved_step(tmp_path / "part" / "resume.ckpt") == 4
-    resumed = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
+    resumed = trained(dataset(), config, 3, tmp_path / "part")
     assert equal(whole, resumed)
 
 
@@ -115,8 +119,8 @@ def _interrupting_at(step: int) -> Callable[..., Tensor]:
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    first = train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
-    again = train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
+    first = trained(dataset(), settings(), 0, tmp_path)
+    again = trained(dataset(), settings(), 0, tmp_path)
     assert equal(first, again)
 
 
@@ -130,15 +134,18 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = settings(steps=60, ema=0.0, attack=InnerAttackConfig(eps="2/255"))
     data = dataset()
-    trained = train(data, MODEL, config, seed=0, folder=tmp_path)
+    after = trained(data, config, 0, tmp_path)
     batch = next(iter(training_loader(data, 16, first_step=100)))
+
+    images = torch.cat([batch["normal"], batch["anomalous"]])
+    masks = torch.cat([torch.zeros_like(batch["mask"]), batch["mask"]])
 
     def loss(model: PatchGuard) -> float:
         with torch.no_grad():
-            logits = model.eval().patch_logits(batch["anomalous"])
-        return float(PatchLoss(1.0).of_logits(logits, batch["mask"]).mean())
+            logits = model.eval().patch_logits(images)
+        return float(PatchLoss(1.0).of_logits(logits, masks).mean())
 
-    assert loss(trained) < loss(PatchGuard(MODEL, 32))
+    assert loss(after) < loss(PatchGuard(MODEL, 32))
 
 
 def test_minutes_end_the_training_and_drive_the_schedule(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
@@ -98,12 +99,14 @@ def training_loader(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group; only the main process decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _tensor(image: np.ndarray) -> Tensor:

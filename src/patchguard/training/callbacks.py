@@ -54,7 +54,7 @@ class ResumePoint(lightning.Callback):
     def save(self, trainer: lightning.Trainer) -> None:
         """Write the resume file; a kill in the middle leaves the former one."""
         partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             partial.replace(self.path)
         self._saved_at = time.monotonic()

@@ -40,7 +40,7 @@ def train(
     *,
     seed: int,
     folder: Path,
-) -> PatchGuard:
+) -> tuple[PatchGuard, float]:
     """Train a detector; continue where an earlier run in the same folder was interrupted.
 
     Args:
@@ -51,7 +51,8 @@ def train(
         folder: for ``resume.ckpt``, ``metrics.csv`` and the TensorBoard events.
 
     Returns:
-        The detector in eval mode on the CPU (averaged weights where the recipe has them).
+        The detector in eval mode on the CPU (averaged weights where the recipe has them), and
+        the seconds its training took, interruptions left out.
 
     Raises:
         Interrupted: stopped by Ctrl-C or SIGTERM, after saving the state.
@@ -73,7 +74,7 @@ def train(
     if resume.interrupted and module.progress() < 1:
         raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
     resume.save(trainer)
-    return module.detector.cpu()
+    return module.detector.cpu(), module.elapsed
 
 
 def saved_step(path: Path) -> int:
