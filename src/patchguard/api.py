@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
 
 DEMO_CATEGORY = "fabric"
+DEMO_STEPS = 1000
 
 if TYPE_CHECKING:
     from patchguard.deploy.predict import Prediction
@@ -153,8 +154,13 @@ def evaluate(
 
 
 def predict(
-    run: str | Path, images: str | Path, *, out: str | Path, maps: bool = False
-) -> Iterator[Prediction | PatchGuardError]:
+    run: str | Path,
+    images: str | Path,
+    *,
+    out: str | Path,
+    maps: bool = False,
+    each: Callable[[Prediction | PatchGuardError], None] = lambda _: None,
+) -> list[Prediction]:
     """Scores, verdicts and overlays of new images, at the resolution they came in.
 
     Args:
@@ -162,9 +168,11 @@ def predict(
         images: an image or a folder of images.
         out: folder for ``scores.csv``, ``scores.json`` and ``overlays``.
         maps: also write the raw anomaly maps, float32 ``.npy``.
+        each: called with each prediction as it is made, or with the error of a file that could
+            not be read; such files are left out of the result.
 
-    Yields:
-        A prediction for each file, or the error that kept it from being read.
+    Returns:
+        One prediction for each image that could be read.
 
     Raises:
         PatchGuardError: no images, or a run folder that is unfinished or damaged.
@@ -177,7 +185,7 @@ def predict(
     root = Path(images) if Path(images).is_dir() else Path(images).parent
     detector, calibration = calibrated(Path(run))
     predictor = Predictor(detector.to(device()), calibration, detector.image_size)
-    return write_predictions(predictor, paths, root, Path(out), maps=maps)
+    return write_predictions(predictor, paths, root, Path(out), maps=maps, each=each)
 
 
 def report(run: str | Path) -> Path:
@@ -231,7 +239,13 @@ def demo(out: str | Path = "demo") -> Path:
         folder / "data", categories=(DEMO_CATEGORY,), train=200, test_good=20, test_per_defect=5
     )
     run = folder / DEMO_CATEGORY
-    return fit(folder / "data" / DEMO_CATEGORY, out=run, recipe="fast", resume=run.exists())
+    return fit(
+        folder / "data" / DEMO_CATEGORY,
+        out=run,
+        recipe="fast",
+        steps=DEMO_STEPS,
+        resume=run.exists(),
+    )
 
 
 def _recipe(recipe: Recipe | str | None) -> Recipe:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
+
+if TYPE_CHECKING:
+    from patchguard.deploy.predict import Prediction
 
 FLAGS = ("--strict", "--resume", "--maps")
 """Options that are switched on by their name alone."""
@@ -79,7 +83,7 @@ def evaluate(
     api.evaluate(run, data, evaluation=evaluation, seed=seed, strict=strict)
 
 
-def predict(run: str, images: str, out: str, maps: bool = False) -> None:
+def predict(run: str, images: str, out: str = "predictions", maps: bool = False) -> None:
     """Scores, verdicts and overlays of new images, at the resolution they came in.
 
     Args:
@@ -88,15 +92,16 @@ def predict(run: str, images: str, out: str, maps: bool = False) -> None:
         out: folder for scores.csv, scores.json and overlays.
         maps: also write the raw anomaly maps (float32 .npy).
     """
-    faults = []
-    for found in api.predict(run, images, out=out, maps=maps):
+    faults: list[PatchGuardError] = []
+
+    def show(found: Prediction | PatchGuardError) -> None:
         if isinstance(found, PatchGuardError):
             faults.append(found)
             print(found, file=sys.stderr)
         else:
-            print(
-                f"{found.verdict:9}  score {found.score:8.3f}  p {found.p_value:.3f}  {found.image}"
-            )
+            print(f"{found.verdict:9}  {found.score:8.3f}  p {found.p_value:.3f}  {found.image}")
+
+    api.predict(run, images, out=out, maps=maps, each=show)
     print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
     if faults:
         raise PatchGuardError(f"{len(faults)} of the files could not be read; the rest is in {out}")
@@ -183,13 +188,26 @@ def _run(argv: list[str]) -> int:
     )
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
-        command = _Parser(description=(function.__doc__ or "").splitlines()[0])
+        command = _Parser(
+            description=(function.__doc__ or "").splitlines()[0], usage=_usage(name, function)
+        )
         command.add_function_arguments(function, as_positional=True)
         commands.add_subcommand(name, command, help=command.description)
     settings = parser.instantiate(parser.parse_args(_expanded(argv)))
     name = settings["command"]
     COMMANDS[name](**settings[name])
     return 0
+
+
+def _usage(name: str, function: Callable[..., None]) -> str:
+    """One line; argparse would list a hundred settings."""
+    parameters = inspect.signature(function).parameters.values()
+    required = [
+        parameter.name.upper()
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.annotation == "str"
+    ]
+    return " ".join(["patchguard", name, *required, "[options]"])
 
 
 def _expanded(argv: list[str]) -> list[str]:

@@ -42,7 +42,7 @@ from patchguard.training.train import train
 
 Tell = Callable[[str], None]
 
-TWIN_SHARE = 0.3
+TWIN_SHARE = 0.25
 """Length of the undefended twin's training: without an attack it converges sooner."""
 
 SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"

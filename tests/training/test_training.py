@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 from torch import Tensor
 
 from patchguard.attacks.pgd import NFGSM, PGD
-from patchguard.config import DataConfig, InnerAttackConfig, ModelConfig, TrainingConfig
+from patchguard.config import (
+    DataConfig,
+    InnerAttackConfig,
+    ModelConfig,
+    TrainingConfig,
+    load_recipe,
+)
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import StepSampler, TrainingImages, training_loader
@@ -205,3 +212,18 @@ def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> No
 def test_a_block_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(PatchGuardError, match=r"block 9; patchguard_mini has blocks 1 to 4"):
         train(dataset(), MODEL, settings(attention={9: 1.0}), seed=0, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("fast", 32), ("clean", 32), ("strong", 32), ("paper", 28)]
+)
+def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
+    recipe = load_recipe(name)
+    recipe.data.image_size, recipe.data.workers = size, 0
+    images = [np.full((size, size, 3), 0.5, np.float32)] * 4
+    foregrounds = [np.ones((size, size), dtype=bool)] * 4
+    data = TrainingImages(images, foregrounds, recipe.data, seed=0)
+    config = replace(recipe.training, steps=2, epochs=None, minutes=None, batch_size=2)
+    detector, seconds = train(data, recipe.model, config, seed=0, folder=tmp_path)
+    assert seconds > 0
+    assert torch.isfinite(detector(torch.rand(1, 3, size, size)).score).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,36 +77,53 @@ class Predictor:
 
 
 def write_predictions(
-    predictor: Predictor, paths: Sequence[Path], root: Path, out: Path, *, maps: bool
-) -> Iterator[Prediction | PatchGuardError]:
-    """Predict files one by one, writing as it goes; the tables are complete at every moment.
+    predictor: Predictor,
+    paths: Sequence[Path],
+    root: Path,
+    out: Path,
+    *,
+    maps: bool,
+    each: Callable[[Prediction | PatchGuardError], None],
+) -> list[Prediction]:
+    """Predict files one by one; what is done stays written, whatever happens later.
 
     ``scores.csv``, ``scores.json``, ``overlays/*.png`` and, with ``maps``, raw float32
     ``maps/*.npy`` go to ``out``, under each image's path relative to ``root``.
 
-    Yields:
-        One prediction per file, or the error that kept the file from being read.
+    Args:
+        predictor: detector and calibration.
+        paths: image files.
+        root: folder that holds them.
+        out: folder to write to.
+        maps: write raw maps too.
+        each: called with each prediction as it is made, or with the error of a file that could
+            not be read.
     """
     out.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
-    with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(Prediction.__dataclass_fields__))
-        table.writeheader()
-        for path in paths:
-            try:
-                prediction, image, anomaly_map = predictor.predict(path)
-            except PatchGuardError as error:
-                yield error
-                continue
-            place = path.relative_to(root)
-            _write_picture(out / "overlays" / place, overlay(image, predictor.heat(anomaly_map)))
-            if maps:
-                _write_map(out / "maps" / place, anomaly_map)
-            table.writerow(asdict(prediction))
-            file.flush()
-            done.append(prediction)
-            yield prediction
-    (out / "scores.json").write_text(json.dumps([asdict(row) for row in done], indent=2) + "\n")
+    try:
+        with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(Prediction.__dataclass_fields__))
+            table.writeheader()
+            for path in paths:
+                try:
+                    prediction, image, anomaly_map = predictor.predict(path)
+                except PatchGuardError as error:
+                    each(error)
+                    continue
+                place = path.relative_to(root)
+                picture = overlay(image, predictor.heat(anomaly_map))
+                _write_picture(out / "overlays" / place, picture)
+                if maps:
+                    _write_map(out / "maps" / place, anomaly_map)
+                table.writerow(asdict(prediction))
+                file.flush()
+                done.append(prediction)
+                each(prediction)
+    finally:
+        rows = json.dumps([asdict(row) for row in done], indent=2)
+        (out / "scores.json").write_text(rows + "\n", encoding="utf-8")
+    return done
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
