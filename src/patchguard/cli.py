@@ -7,16 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
-
-if TYPE_CHECKING:
-    from patchguard.deploy.predict import Prediction
 
 FLAGS = ("--strict", "--resume", "--maps")
 """Options that are switched on by their name alone."""
@@ -94,7 +91,7 @@ def predict(run: str, images: str, out: str = "predictions", maps: bool = False)
     """
     faults: list[PatchGuardError] = []
 
-    def show(found: Prediction | PatchGuardError) -> None:
+    def show(found: Any) -> None:
         if isinstance(found, PatchGuardError):
             faults.append(found)
             print(found, file=sys.stderr)

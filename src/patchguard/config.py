@@ -199,13 +199,14 @@ class EvaluationConfig:
     Args:
         eps: radii in pixel space, written n/255.
         steps: gradient steps of the adaptive attacks and of the legacy attack.
-        restarts: random starts of the adaptive attacks.
+        restarts: starts of the adaptive attacks at each eps: the result of the smaller eps, if
+            any, and for the rest a random point of the ball.
         batch_size: images attacked at once.
     """
 
     eps: list[str] = field(default_factory=lambda: ["1/255", "2/255", "4/255", "8/255"])
     steps: int = 20
-    restarts: int = 1
+    restarts: int = 2
     batch_size: int = 32
 
 

@@ -49,8 +49,9 @@ SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
 LABELLED = "labelled test images"
 
 ATTACKS = {
-    "score": "adaptive PGD on the deployed image score (detection): uniform random start, best "
-    "iterate by the true score, no early stop, warm start from the smaller eps",
+    "score": "adaptive PGD on the deployed image score (detection): at each eps one start from the "
+    "result of the smaller eps and the other restarts uniformly at random; best iterate by the "
+    "true score, no early stop",
     "map": "adaptive PGD on the deployed pixel map (localization): the same, maximising the mean "
     "over normal pixels minus the mean over anomalous pixels",
     "legacy": "the published attack: PGD on patch logits, no random start, last iterate; one "

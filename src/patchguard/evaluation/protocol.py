@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,11 +22,9 @@ from patchguard.models.patchguard import PatchGuard
 ROWS = {"both": (True, True), "anomalies": (True, False), "normals": (False, True)}
 """Which classes of the test set are attacked: (anomalous, normal)."""
 
-JUDGED_BY = {
-    "score": ("image", "deployed"),
-    "map": ("pixel",),
-    "legacy": ("image", "pixel", "deployed"),
-}
+LEVELS = ("image", "pixel", "deployed")
+
+JUDGED_BY = {"score": ("image", "deployed"), "map": ("pixel",), "legacy": LEVELS}
 """The metrics that an attack aims at."""
 
 
@@ -168,20 +166,24 @@ def _rows(entry: Attacked, clean: Scored, test: TestSet, threshold: float | None
     rows = {}
     for row, (anomalies, normals) in ROWS.items():
         chosen = np.where(test.labels, anomalies, normals)
-        metrics = _metrics(entry.scored.mixed_with(clean, chosen), test, threshold)
-        rows[row] = {key: metrics[key] for key in JUDGED_BY[entry.attack] if key in metrics}
+        scored = entry.scored.mixed_with(clean, chosen)
+        rows[row] = _metrics(scored, test, threshold, JUDGED_BY[entry.attack])
     return {"attack": entry.attack, "eps": entry.eps, "rows": rows}
 
 
-def _metrics(scored: Scored, test: TestSet, threshold: float | None) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"image": asdict(image_metrics(scored.scores, test.labels))}
-    if test.masks is not None:
+def _metrics(
+    scored: Scored, test: TestSet, threshold: float | None, wanted: Sequence[str] = LEVELS
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    if "image" in wanted:
+        metrics["image"] = asdict(image_metrics(scored.scores, test.labels))
+    if "pixel" in wanted and test.masks is not None:
         maps = [
             resize_map(anomaly_map, mask.shape)
             for anomaly_map, mask in zip(scored.maps, test.masks, strict=True)
         ]
         metrics["pixel"] = asdict(pixel_metrics(maps, list(test.masks)))
-    if threshold is not None:
+    if "deployed" in wanted and threshold is not None:
         tpr, fpr = rates_at(scored.scores, test.labels, threshold)
         metrics["deployed"] = {"tpr": tpr, "fpr": fpr}
     return metrics

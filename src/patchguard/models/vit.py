@@ -46,7 +46,10 @@ BUILT_IN = "patchguard_mini"
 
 
 def patchguard_mini(image_size: int) -> VisionTransformer:
-    """The built-in backbone: convolutional stem, width 128, 4 blocks of 4 heads."""
+    """The built-in backbone: convolutional stem, width 128, 4 blocks of 4 heads.
+
+    It has no final norm: the discriminator's block normalises its input.
+    """
     return VisionTransformer(
         img_size=image_size,
         patch_size=16,
@@ -57,6 +60,8 @@ def patchguard_mini(image_size: int) -> VisionTransformer:
         num_classes=0,
         class_token=False,
         global_pool="avg",
+        final_norm=False,
+        fc_norm=False,
     )
 
 
@@ -83,8 +88,9 @@ def create_backbone(name: str, image_size: int, weights: str = "none") -> Vision
 
 
 def patch_tokens(backbone: VisionTransformer, images: Tensor) -> Tensor:
-    """Final-norm patch tokens [B, N, C] of normalised images [B, 3, H, W]."""
-    tokens: Tensor = backbone.forward_features(images)
+    """Patch tokens [B, N, C] after the final norm, of normalised images [B, 3, H, W]."""
+    # timm moves the final norm of average-pooled models behind the pooling.
+    tokens: Tensor = backbone.fc_norm(backbone.forward_features(images))
     return tokens[:, backbone.num_prefix_tokens :]
 
 

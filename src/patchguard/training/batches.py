@@ -40,7 +40,7 @@ class TrainingImages(Dataset[Batch]):
         config: DataConfig,
         seed: int,
     ) -> None:
-        self.images = np.stack([np.round(image * 255).astype(np.uint8) for image in images])
+        self.images = np.stack(list(images))
         self.foregrounds = np.stack(list(foregrounds))
         self.config = config
         self.seed = seed
@@ -51,7 +51,7 @@ class TrainingImages(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, index = item
         rng = sample_rng(self.seed, epoch, index)
-        image = self.images[index].astype(np.float32) / 255
+        image = self.images[index]
         foreground = self.foregrounds[index]
         if self.config.flips:
             axes = tuple(axis for axis in (0, 1) if rng.random() < 0.5)
@@ -105,8 +105,9 @@ def training_loader(
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group; only the main process decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both may reach the whole process group; only the main process decides when to stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _tensor(image: np.ndarray) -> Tensor:

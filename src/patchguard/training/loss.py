@@ -61,10 +61,11 @@ def training_loss(
         weights: weight of KL(uniform ‖ attention row) by block, counted from 1. With none, the
             pass uses fused attention throughout.
     """
-    blocks = [model.blocks[number - 1] for number in weights]
+    numbers = sorted(weights)
+    blocks = [model.blocks[number - 1] for number in numbers]
     with record_attention(blocks) as maps:
         loss = patch_loss.of_logits(model.patch_logits(images), masks).mean()
     gaps = (
-        weight * uniformity_gap(rows) for weight, rows in zip(weights.values(), maps, strict=True)
+        weights[number] * uniformity_gap(rows) for number, rows in zip(numbers, maps, strict=True)
     )
     return loss, sum(gaps, start=loss.new_zeros(()))

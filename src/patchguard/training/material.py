@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,16 +81,18 @@ def prepare(
     count = len(folder.train)
     if count < 4:
         raise PatchGuardError(f"{data}: {count} normal images are too few; give at least 4")
-    share = max(calibration_images, round(SMALLEST_CALIBRATION_SHARE * count))
+    share = max(1, calibration_images, round(SMALLEST_CALIBRATION_SHARE * count))
     held_out = min(share, int(LARGEST_CALIBRATION_SHARE * count))
     train, calibration = split_normals(folder.train, held_out, seed)
-    method, masks = foreground_masks(
-        [sample.path for sample in (*train, *calibration)], config.foreground
+    # The calibration images must not take part in any choice, not even that of the method.
+    method, masks = foreground_masks([sample.path for sample in train], config.foreground)
+    _, held_masks = foreground_masks(
+        [sample.path for sample in calibration], replace(config.foreground, method=method)
     )
     return Material(
         folder,
-        _normals(train, masks[: len(train)], config.image_size),
-        _normals(calibration, masks[len(train) :], config.image_size),
+        _normals(train, masks, config.image_size),
+        _normals(calibration, held_masks, config.image_size),
         method,
     )
 

@@ -116,7 +116,7 @@ class AdversarialTraining(lightning.LightningModule):
         patches, attention = training_loss(
             self.model, attacked, masks, self.patch_loss, self.config.attention
         )
-        if self.global_step % LOG_EVERY == 0:
+        if self._every(LOG_EVERY):
             self._log_step(patches, attention)
         return patches + attention
 
@@ -152,9 +152,13 @@ class AdversarialTraining(lightning.LightningModule):
             "eps": self.current_eps(),
             "lr": self.current_lr(),
         }
-        if self.config.attention and self.global_step % (10 * LOG_EVERY) == 0:
+        if self.config.attention and self._every(10 * LOG_EVERY):
             values["attention_gradient_share"] = self._gradient_share(attention, patches)
         self.log_dict(values)
+
+    def _every(self, steps: int) -> bool:
+        """At the steps at which Lightning's loggers write."""
+        return self.global_step % steps == steps - 1
 
     def _gradient_share(self, part: Tensor, rest: Tensor) -> float:
         """‖∇part‖ / (‖∇part‖ + ‖∇rest‖) over the model's parameters."""
