@@ -174,7 +174,9 @@ def test_a_plain_folder_of_normals_is_enough(
         twin=False,
         evaluation=tiny_evaluation,
     )
-    assert "self-test" in metrics(run)["protocol"]["test_set"]
+    found = metrics(run)
+    assert "self-test" in found["protocol"]["test_set"]
+    assert "deployed" not in found["clean"]
     assert not (run / "twin").exists()
 
 
@@ -208,6 +210,63 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_itself(
     other = replace(tiny_recipe, model=replace(tiny_recipe.model, hidden=32))
     patchguard.fit(tree, out=run, recipe=other, resume=True)
     assert metrics(run)["scores"] == before["scores"]
+
+
+def test_every_verb_is_still_a_function_after_a_fit(run: Path, tree: Path, tmp_path: Path) -> None:
+    assert patchguard.write_report(run) == run / "report.html"
+    picture = patchguard.write_anomalies(tree, out=tmp_path / "grid.png", recipe="fast")
+    with Image.open(picture) as grid:
+        assert min(grid.size) > 112
+
+
+def test_a_typo_leaves_no_run_folder_behind(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    for wrong in (
+        ["--recipe.model.backbone", "no_such_vit"],
+        ["--recipe.data.image_size", "50"],
+        ["--recipe.training.attention", "{9: 1.0}"],
+        ["--recipe.model.heads", "3"],
+        ["--evaluation.eps", "[4/25a]"],
+        ["--steps", "-5"],
+    ):
+        status = cli.main(["fit", str(tree), "--out", str(out), "--recipe", "fast", *wrong])
+        error = capsys.readouterr().err
+        assert status == 1
+        assert error.count("\n") == 1, error
+        assert not out.exists()
+
+
+def test_a_run_is_not_continued_on_other_images(
+    run: Path, tree: Path, tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    other = tmp_path / "disc"
+    shutil.copytree(tree, other)
+    shutil.copy(other / "train/good/001.png", other / "train/good/002.png")
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(PatchGuardError, match="not the normal images"):
+        patchguard.fit(other, out=run, recipe=tiny_recipe, resume=True)
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_evaluate_needs_no_training_images(run: Path, tree: Path, tmp_path: Path) -> None:
+    copy, labelled = tmp_path / "run", tmp_path / "labelled"
+    shutil.copytree(run, copy)
+    shutil.copytree(tree / "test", labelled / "test")
+    patchguard.evaluate(copy, labelled, evaluation=EvaluationConfig(eps=["1/255"], steps=1))
+    found = metrics(copy)
+    assert found["protocol"]["ground_truth"] == "none"
+    assert "pixel" not in found["clean"]
+    assert {entry["attack"] for entry in found["attacked"]} == {"score"}
+
+
+def test_an_empty_mask_is_named(run: Path, tree: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "disc"
+    shutil.copytree(tree, copy)
+    Image.new("L", (64, 48)).save(copy / "ground_truth/scratch/003_mask.png")
+    with pytest.raises(PatchGuardError, match=r"003_mask\.png: the mask marks no pixel"):
+        patchguard.evaluate(run, copy)
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from patchguard.api import anomalies, evaluate, fit, load, predict, report
+    from patchguard.api import (
+        demo,
+        evaluate,
+        fit,
+        load,
+        predict,
+        write_anomalies,
+        write_report,
+        write_synthetic,
+    )
     from patchguard.config import EvaluationConfig, Recipe, load_recipe
     from patchguard.detector import Detection, Detector
     from patchguard.errors import PatchGuardError
     from patchguard.models.patchguard import PatchGuard
 
 _HOMES = {
-    "anomalies": "api",
+    "demo": "api",
     "evaluate": "api",
     "fit": "api",
     "load": "api",
     "predict": "api",
-    "report": "api",
+    "write_anomalies": "api",
+    "write_report": "api",
+    "write_synthetic": "api",
     "Detection": "detector",
     "Detector": "detector",
     "EvaluationConfig": "config",
@@ -38,13 +49,15 @@ __all__ = [
     "PatchGuardError",
     "Recipe",
     "__version__",
-    "anomalies",
+    "demo",
     "evaluate",
     "fit",
     "load",
     "load_recipe",
     "predict",
-    "report",
+    "write_anomalies",
+    "write_report",
+    "write_synthetic",
 ]
 
 

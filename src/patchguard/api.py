@@ -1,4 +1,4 @@
-"""The verbs: fit, evaluate, predict, report, anomalies, demo. The command line calls these."""
+"""The verbs, one for each command; the command line calls these."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def fit(
     """
     from patchguard import fitting
     from patchguard.deploy.calibration import required_normals
+    from patchguard.models.checkpoint import METRICS
     from patchguard.training.material import prepare
 
     folder = Path(out) if out else Path("runs") / Path(data).resolve().name
@@ -71,6 +72,7 @@ def fit(
         evaluation=evaluation or EvaluationConfig(),
     )
     settings = _settings_of(folder, settings, resume)
+    fitting.check(settings)
     material = prepare(
         Path(data),
         settings.recipe.data,
@@ -80,6 +82,7 @@ def fit(
         tell=_tell,
     )
     _tell(material.summary)
+    fitting.check_same_images(folder, material)
     folder.mkdir(parents=True, exist_ok=True)
     fitting.write_anomalies(material, settings.recipe.data, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
@@ -87,12 +90,14 @@ def fit(
         runs[folder / "twin"] = fitting.undefended(settings)
     for run, of_run in runs.items():
         fitting.fit_detector(material, of_run, run, tell=_tell)
-    test, name = fitting.test_set(material, settings)
+    test, name = fitting.test_set(material, settings, _tell)
     for run in runs:
-        fitting.evaluate_run(
-            run, test, name, settings.evaluation, data=str(data), seed=settings.seed
-        )
-    report(folder)
+        if not (run / METRICS).exists():
+            fitting.evaluate_run(
+                run, test, name, settings.evaluation, data=str(data), seed=settings.seed
+            )
+        _tell(fitting.outcome(run))
+    write_report(folder)
     return folder
 
 
@@ -111,7 +116,7 @@ def evaluate(
     seed: int = 0,
     strict: bool = False,
 ) -> Path:
-    """Attack a finished run on labelled test images, and renew its metrics and report.
+    """Attack a finished run on labelled test images; replaces its metrics and report.
 
     Args:
         run: run folder.
@@ -127,18 +132,17 @@ def evaluate(
         PatchGuardError: bad input; its one line says what to do.
     """
     from patchguard import fitting
-    from patchguard.data.folder import scan
-    from patchguard.evaluation.test_set import labelled_images
+    from patchguard.data.folder import scan_test
     from patchguard.models.checkpoint import METRICS, read_config
 
     folder = Path(run)
     settings, _ = read_config(folder)
-    tree = scan(Path(data), strict=strict)
+    tree = scan_test(Path(data), strict=strict)
     for path, reason in tree.skipped:
         _tell(f"skipped {path}: {reason}")
     if not tree.has_test:
         raise PatchGuardError(f"{data}: no test folder with both normal and anomalous images")
-    test = labelled_images(tree.test, settings.recipe.data.image_size, tree.has_masks)
+    test = fitting.labelled(tree, settings.recipe.data.image_size, _tell)
     for each in (folder, folder / "twin"):
         if each.exists():
             fitting.evaluate_run(
@@ -149,7 +153,8 @@ def evaluate(
                 data=str(data),
                 seed=seed,
             )
-    report(folder)
+            _tell(fitting.outcome(each))
+    write_report(folder)
     return folder / METRICS
 
 
@@ -178,17 +183,18 @@ def predict(
         PatchGuardError: no images, or a run folder that is unfinished or damaged.
     """
     from patchguard.data.folder import list_images
-    from patchguard.deploy.predict import Predictor, write_predictions
-    from patchguard.fitting import calibrated, device
+    from patchguard.deploy.predict import Predictor, load_calibrated, write_predictions
+    from patchguard.detector import device
 
-    paths = list_images(Path(images))
+    written = Path(out).resolve()
+    paths = [path for path in list_images(Path(images)) if written not in path.resolve().parents]
     root = Path(images) if Path(images).is_dir() else Path(images).parent
-    detector, calibration = calibrated(Path(run))
+    detector, calibration = load_calibrated(Path(run))
     predictor = Predictor(detector.to(device()), calibration, detector.image_size)
     return write_predictions(predictor, paths, root, Path(out), maps=maps, each=each)
 
 
-def report(run: str | Path) -> Path:
+def write_report(run: str | Path) -> Path:
     """Render ``report.html`` of a run folder from the files in it; returns its path."""
     from patchguard.report.render import render_report
 
@@ -197,7 +203,7 @@ def report(run: str | Path) -> Path:
     return path
 
 
-def anomalies(
+def write_anomalies(
     data: str | Path, *, out: str | Path, recipe: Recipe | str | None = None, seed: int = 0
 ) -> Path:
     """A picture of training images, their foregrounds and pseudo-anomalies made from them.
@@ -211,7 +217,7 @@ def anomalies(
     Raises:
         PatchGuardError: bad input; its one line says what to do.
     """
-    from patchguard.fitting import write_anomalies
+    from patchguard import fitting
     from patchguard.training.material import prepare
 
     config = _recipe(recipe).data
@@ -219,8 +225,23 @@ def anomalies(
         Path(data), config, calibration_images=0, seed=seed, strict=False, tell=_tell
     )
     _tell(f"foreground: {material.foreground}")
-    write_anomalies(material, config, Path(out), seed)
+    fitting.write_anomalies(material, config, Path(out), seed)
     return Path(out)
+
+
+def write_synthetic(out: str | Path, *, seed: int = 0) -> list[Path]:
+    """Write the built-in benchmark: three rendered categories as MVTec-style trees.
+
+    Args:
+        out: folder to create.
+        seed: of everything in the images.
+
+    Returns:
+        The folders of the categories.
+    """
+    from patchguard.data.synthetic import write_benchmark
+
+    return write_benchmark(Path(out), seed=seed)
 
 
 def demo(out: str | Path = "demo") -> Path:
@@ -264,8 +285,11 @@ def default_recipe() -> str:
 def _with_length(
     recipe: Recipe, steps: int | None, epochs: float | None, minutes: float | None
 ) -> Recipe:
-    if steps is None and epochs is None and minutes is None:
+    lengths = (steps, epochs, minutes)
+    if all(length is None for length in lengths):
         return recipe
+    if sum(length is not None for length in lengths) > 1:
+        raise PatchGuardError("give the length as one of --steps, --epochs and --minutes")
     training = replace(recipe.training, steps=steps, epochs=epochs, minutes=minutes)
     return replace(recipe, training=training)
 

@@ -110,7 +110,7 @@ def report(run: str) -> None:
     Args:
         run: run folder.
     """
-    api.report(run)
+    api.write_report(run)
 
 
 def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int = 0) -> None:
@@ -122,7 +122,7 @@ def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int =
         out: PNG file to write.
         seed: of the pseudo-anomalies.
     """
-    print(f"written: {api.anomalies(data, out=out, recipe=recipe, seed=seed)}")
+    print(f"written: {api.write_anomalies(data, out=out, recipe=recipe, seed=seed)}")
 
 
 def synthetic(out: str, seed: int = 0) -> None:
@@ -132,9 +132,7 @@ def synthetic(out: str, seed: int = 0) -> None:
         out: folder to create.
         seed: of everything in the images.
     """
-    from patchguard.data.synthetic import write_benchmark
-
-    for folder in write_benchmark(Path(out), seed=seed):
+    for folder in api.write_synthetic(out, seed=seed):
         print(f"written: {folder}")
 
 
@@ -174,6 +172,9 @@ def main(argv: list[str] | None = None) -> int:
     except PatchGuardError as error:
         print(f"patchguard: {error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 1
+    except OSError as error:
+        print(f"patchguard: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("patchguard: interrupted", file=sys.stderr)
         return 130

@@ -94,6 +94,10 @@ class DataConfig:
     flips: bool = True
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 16, "data.image_size", self.image_size, "at least 16")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+
 
 @dataclass
 class ModelConfig:
@@ -119,12 +123,22 @@ class ModelConfig:
     blur_sigma: float = 3.0
     blur_radius: int = 7
 
+    def __post_init__(self) -> None:
+        _require(self.heads >= 1, "model.heads", self.heads, "at least 1")
+        _require(self.hidden >= 1, "model.hidden", self.hidden, "at least 1")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _require(self.top_k >= 1, "model.top_k", self.top_k, "at least 1")
+        _require(self.blur_sigma > 0, "model.blur_sigma", self.blur_sigma, "above 0")
+        _require(self.blur_radius >= 0, "model.blur_radius", self.blur_radius, "0 or more")
+
 
 @dataclass
 class InnerAttackConfig:
     """The attack inside adversarial training.
 
     Args:
+        objective: what it raises: the training ``loss``, or ``legacy``, the mean of the normal
+            patch logits minus that of the anomalous ones, as published.
         eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
         ramp: fraction of the training over which eps grows linearly from 0.
         steps: gradient steps.
@@ -135,6 +149,7 @@ class InnerAttackConfig:
         keep_clean: train on the clean images as well as on the attacked ones.
     """
 
+    objective: Literal["loss", "legacy"] = "loss"
     eps: str = "8/255"
     ramp: float = 0.8
     steps: int = 1
@@ -143,6 +158,12 @@ class InnerAttackConfig:
     project: bool = False
     dropout: bool = False
     keep_clean: bool = False
+
+    def __post_init__(self) -> None:
+        parse_eps(self.eps)
+        _require(0 <= self.ramp <= 1, "attack.ramp", self.ramp, "in [0, 1]")
+        _require(self.steps >= 1, "attack.steps", self.steps, "at least 1")
+        _require(self.start >= 0, "attack.start", self.start, "0 or more")
 
 
 @dataclass
@@ -160,7 +181,7 @@ class TrainingConfig:
         lr: peak learning rate of AdamW.
         lr_final: final learning rate as a fraction of ``lr`` (cosine decay).
         weight_decay: AdamW's weight decay.
-        gradient_clip: largest gradient norm.
+        gradient_clip: largest gradient norm; 0 leaves gradients alone.
         ema: decay of the averaged weights that become the detector; 0 keeps the last weights.
         anomalous_weight: weight of an anomalous patch in the loss; a normal one has 1.
         attention: weight of the attention term by backbone block, counted from 1.
@@ -181,6 +202,13 @@ class TrainingConfig:
     attention: dict[int, float] = field(default_factory=dict)
     precision: Literal["32", "bf16"] = "32"
     attack: InnerAttackConfig = field(default_factory=InnerAttackConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "minutes"):
+            length = getattr(self, name)
+            _require(length is None or length > 0, f"training.{name}", length, "above 0")
+        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
 
 
 @dataclass
@@ -209,6 +237,14 @@ class EvaluationConfig:
     restarts: int = 2
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        _require(bool(self.eps), "evaluation.eps", self.eps, "a list of radii")
+        for radius in self.eps:
+            parse_eps(radius)
+        _require(self.steps >= 1, "evaluation.steps", self.steps, "at least 1")
+        _require(self.restarts >= 1, "evaluation.restarts", self.restarts, "at least 1")
+        _require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
+
 
 @dataclass
 class FitConfig:
@@ -231,6 +267,16 @@ class FitConfig:
     strict: bool = False
     recipe: Recipe = field(default_factory=Recipe)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        rate = self.false_alarm_rate
+        _require(0 < rate < 1, "false_alarm_rate", rate, "between 0 and 1")
+
+
+def _require(met: bool, name: str, value: object, allowed: str) -> None:
+    if not met:
+        raise PatchGuardError(f"{name} is {value}; it must be {allowed}")
 
 
 def parse_eps(text: str) -> float:

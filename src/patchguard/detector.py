@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 
@@ -32,3 +34,18 @@ class Detector(nn.Module):
 
     def __call__(self, images: Tensor) -> Detection:
         return super().__call__(images)  # type: ignore[no-any-return]
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """An image [H, W, 3] as a tensor [3, H, W], float32."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(detector: Detector) -> torch.device:
+    """The device of the detector's weights."""
+    return next(iter(detector.parameters())).device

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from patchguard import __version__
 from patchguard.anomalies.gallery import gallery
 from patchguard.config import DataConfig, EvaluationConfig, FitConfig, parse_eps
+from patchguard.data.folder import ImageFolder
 from patchguard.data.images import write_png
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
+from patchguard.deploy.predict import load_calibrated
+from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import Evaluation, evaluate_detector, score_images
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
@@ -28,22 +32,21 @@ from patchguard.models.checkpoint import (
     CONFIG,
     MANIFEST,
     METRICS,
-    load_detector,
+    WEIGHTS,
     read_config,
     save_weights,
     seal,
-    verify,
     write_config,
 )
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material
-from patchguard.training.train import train
+from patchguard.training.train import check_blocks, total_steps, train
 
 Tell = Callable[[str], None]
 
 TWIN_SHARE = 0.25
-"""Length of the undefended twin's training: without an attack it converges sooner."""
+"""Length of the undefended twin's training, in steps: without an attack it converges sooner."""
 
 SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
 LABELLED = "labelled test images"
@@ -69,18 +72,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def undefended(settings: FitConfig) -> FitConfig:
     """The settings of the twin: the same network and data, no attack, no attention term."""
     twin = deepcopy(settings)
     training = twin.recipe.training
-    training.attack.eps, training.attention = "0/255", {}
+    training.attack.eps, training.attack.keep_clean, training.attention = "0/255", False, {}
     training.steps = training.steps and max(1, round(TWIN_SHARE * training.steps))
     training.epochs = training.epochs and TWIN_SHARE * training.epochs
+    # Steps without an attack take about half the time.
     training.minutes = training.minutes and TWIN_SHARE / 2 * training.minutes
     return twin
 
@@ -100,8 +99,36 @@ def provenance(material: Material) -> dict[str, Any]:
             "train": len(material.train.names),
             "held_out": len(material.held_out.names),
             "skipped": len(material.folder.skipped),
+            "sha256": material.sha256,
         },
     }
+
+
+def check(settings: FitConfig) -> None:
+    """Build the network once, without its pretrained weights, and count the steps.
+
+    Raises:
+        PatchGuardError: settings that contradict each other; nothing is written yet.
+    """
+    recipe = settings.recipe
+    total_steps(recipe.training, images=1)
+    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    check_blocks(model, recipe.training)
+
+
+def check_same_images(folder: Path, material: Material) -> None:
+    """Refuse to continue a run on other images than it was started with.
+
+    Raises:
+        PatchGuardError: the normal images differ.
+    """
+    if not (folder / CONFIG).exists():
+        return
+    if read_config(folder)[1].get("images", {}).get("sha256") != material.sha256:
+        raise PatchGuardError(
+            f"{material.folder.root}: not the normal images that {folder} was started with; "
+            "restore them or choose another --out"
+        )
 
 
 def write_anomalies(material: Material, config: DataConfig, path: Path, seed: int) -> None:
@@ -119,7 +146,6 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     dataset = TrainingImages(normals.images, normals.foregrounds, recipe.data, settings.seed)
     logs = folder / "training"
     logs.mkdir(parents=True, exist_ok=True)
-    _check_same_images(folder, material)
     write_config(folder, settings, provenance(material))
     detector, seconds = train(
         dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs
@@ -129,26 +155,8 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     save_weights(detector, folder)
     calibration = calibrate(detector, material, settings.false_alarm_rate, tell)
     calibration.to_json(folder / CALIBRATION)
-    seal(folder)
-
-
-def _check_same_images(folder: Path, material: Material) -> None:
-    """Refuse to resume a run on other images than it was started with."""
-    if not (folder / CONFIG).exists():
-        return
-    before, now = read_config(folder)[1].get("images"), provenance(material)["images"]
-    if before != now:
-        raise PatchGuardError(
-            f"{material.folder.root} has other images now ({now}) than when {folder} was started "
-            f"({before}); restore them or choose another --out"
-        )
-
-
-def calibrated(folder: Path) -> tuple[PatchGuard, Calibration]:
-    """The detector of a run folder and its calibration, both checked against the manifest."""
-    detector = load_detector(folder)
-    verify(folder, CALIBRATION)
-    return detector, Calibration.from_json(folder / CALIBRATION)
+    seal(folder, CONFIG, WEIGHTS, CALIBRATION)
+    (logs / "resume.ckpt").unlink()
 
 
 def calibrate(
@@ -169,11 +177,13 @@ def calibrate(
     return Calibration.from_scores(scores, rate)
 
 
-def test_set(material: Material, settings: FitConfig) -> tuple[TestSet, str]:
+def test_set(material: Material, settings: FitConfig, tell: Tell) -> tuple[TestSet, str]:
     """The labelled test images of the folder, or a self-test where it has none; and which."""
-    folder, data = material.folder, settings.recipe.data
-    if folder.has_test:
-        return labelled_images(folder.test, data.image_size, folder.has_masks), LABELLED
+    data = settings.recipe.data
+    if material.folder.has_test:
+        return labelled(material.folder, data.image_size, tell), LABELLED
+    if material.folder.test:
+        tell("the test folder lacks normal or anomalous images: a self-test takes its place")
     held_out = material.held_out
     made = pseudo_test_set(
         held_out.names, held_out.images, held_out.foregrounds, data.anomalies, settings.seed
@@ -181,17 +191,24 @@ def test_set(material: Material, settings: FitConfig) -> tuple[TestSet, str]:
     return made, SELF_TEST
 
 
+def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
+    """The labelled test images of a folder; says what its ground truth allows."""
+    if folder.has_masks:
+        tell("pixel metrics at the resolution of the ground truth, which is never resized")
+    else:
+        anomalous = sum(sample.anomalous for sample in folder.test)
+        missing = len(folder.unmasked)
+        tell(f"no pixel metrics: {missing} of {anomalous} anomalous images have no mask")
+    return labelled_images(folder.test, size, folder.has_masks)
+
+
 def evaluate_run(
-    folder: Path,
-    test: TestSet,
-    test_name: str,
-    config: EvaluationConfig,
-    *,
-    data: str,
-    seed: int,
-) -> Evaluation:
+    folder: Path, test: TestSet, test_name: str, config: EvaluationConfig, *, data: str, seed: int
+) -> None:
     """Evaluate the detector of a run folder; write ``metrics.json`` and ``gallery.npz``."""
-    detector, calibration = calibrated(folder)
+    detector, calibration = load_calibrated(folder)
+    # The self-test's normals set the threshold: rates at it would only repeat that.
+    threshold = calibration.threshold if test_name == LABELLED else None
     began = time.monotonic()
     with _progress() as bar:
         task = bar.add_task(f"attacking {folder.name}", total=1.0)
@@ -199,7 +216,7 @@ def evaluate_run(
             detector.to(device()),
             test,
             config,
-            threshold=calibration.threshold,
+            threshold=threshold,
             seed=seed,
             advance=lambda done: bar.update(task, completed=done),
         )
@@ -209,8 +226,18 @@ def evaluate_run(
         json.dumps({"protocol": protocol, **evaluation.summary}, indent=1) + "\n"
     )
     _write_gallery(folder / "gallery.npz", evaluation, test)
-    seal(folder)
-    return evaluation
+    seal(folder, METRICS)
+
+
+def outcome(folder: Path) -> str:
+    """One line for the terminal: image AUROC clean and under the score attack."""
+    metrics = json.loads((folder / METRICS).read_text())
+    curve = [f"clean {metrics['clean']['image']['auroc']:.3f}"] + [
+        f"{entry['eps']} {entry['rows']['both']['image']['auroc']:.3f}"
+        for entry in metrics["attacked"]
+        if entry["attack"] == "score"
+    ]
+    return f"{folder.name}: image AUROC under the score attack: {', '.join(curve)}"
 
 
 def _protocol(
@@ -235,6 +262,7 @@ def _protocol(
         "restarts": config.restarts,
         "attacked_resolution": test.images.shape[-1],
         "seed": seed,
+        "device": device().type,
         "versions": versions(),
     }
 

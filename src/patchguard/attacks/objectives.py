@@ -8,7 +8,7 @@ all 0 for a normal image), and returns [B].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -51,12 +51,14 @@ class PixelMap:
         return ((normal - anomalous) * anomaly_map).mean((1, 2))
 
 
-def legacy(detector: PatchGuard, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+def legacy(detector: Detector, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
     """The published attack: mean of the normal patch logits minus that of the anomalous ones.
 
     One attack for detection and localization. It is not adaptive for detection: in an anomalous
-    image it pushes normal patches up, which raises the image score.
+    image it pushes normal patches up, which raises the image score. Needs a detector with patch
+    logits: PatchGuard.
     """
+    detector = cast("PatchGuard", detector)
     logits = detector.patch_logits(images).flatten(1)
     anomalous = patch_labels(masks, detector.grid).flatten(1)
     normal = 1 - anomalous

@@ -103,6 +103,20 @@ def scan(root: Path, *, strict: bool = False, minimum_side: int = 16) -> ImageFo
     return ImageFolder(root, readable_train, readable_test, tuple(skipped))
 
 
+def scan_test(root: Path, *, strict: bool = False, minimum_side: int = 16) -> ImageFolder:
+    """The test part of an MVTec-style tree alone; ``train`` is neither needed nor read.
+
+    Raises:
+        PatchGuardError: no test folder, or as :func:`scan` for test images and masks.
+    """
+    _require_folder(root)
+    if not (root / "test").is_dir():
+        raise PatchGuardError(f"{root}: no folder 'test' with the labelled images")
+    skipped: list[tuple[Path, str]] = []
+    test = _readable(_test_samples(root), strict, minimum_side, skipped)
+    return ImageFolder(root, (), test, tuple(skipped))
+
+
 def list_images(path: Path) -> list[Path]:
     """The file itself, or every image below a folder, sorted; hidden files are ignored.
 

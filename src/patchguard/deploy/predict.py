@@ -13,8 +13,10 @@ import torch
 
 from patchguard.data.images import read_image, resize_image, resize_map, write_png
 from patchguard.deploy.calibration import Calibration
-from patchguard.detector import Detector
+from patchguard.detector import Detector, device_of, to_tensor
 from patchguard.errors import PatchGuardError
+from patchguard.models.checkpoint import CALIBRATION, load_detector, verify
+from patchguard.models.patchguard import PatchGuard
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,8 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> tuple[float, np.ndarray]:
         """Raw score and anomaly map [H, W] of an image [H, W, 3] in [0, 1]."""
-        resized = resize_image(image, self.image_size).transpose(2, 0, 1)
-        device = next(iter(self.detector.parameters())).device
-        detection = self.detector(torch.from_numpy(np.ascontiguousarray(resized))[None].to(device))
+        resized = to_tensor(resize_image(image, self.image_size))
+        detection = self.detector(resized[None].to(device_of(self.detector)))
         anomaly_map = detection.anomaly_map[0].float().cpu().numpy()
         return float(detection.score[0]), resize_map(anomaly_map, image.shape[:2])
 
@@ -74,6 +75,13 @@ class Predictor:
         low, threshold = self.calibration.scores[0], self.calibration.threshold
         span = 2 * max(threshold - low, 1e-6)
         return np.clip((anomaly_map - low) / span, 0, 1)
+
+
+def load_calibrated(run: Path) -> tuple[PatchGuard, Calibration]:
+    """The detector of a run folder and its calibration, both checked against the manifest."""
+    detector = load_detector(run)
+    verify(run, CALIBRATION)
+    return detector, Calibration.from_json(run / CALIBRATION)
 
 
 def write_predictions(

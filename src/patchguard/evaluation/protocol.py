@@ -14,7 +14,7 @@ from patchguard.attacks.objectives import PixelMap, image_score, legacy
 from patchguard.attacks.pgd import PGD
 from patchguard.config import EvaluationConfig, parse_eps
 from patchguard.data.images import resize_map
-from patchguard.detector import Detector
+from patchguard.detector import Detector, device_of
 from patchguard.evaluation.metrics import image_metrics, pixel_metrics, rates_at
 from patchguard.evaluation.test_set import TestSet
 from patchguard.models.patchguard import PatchGuard
@@ -74,7 +74,7 @@ def attacks_for(detector: Detector, test: TestSet, config: EvaluationConfig) -> 
         fraction = float(test.coverage().mean())
         attacks["map"] = PGD(PixelMap(fraction), **adaptive)
         if isinstance(detector, PatchGuard):
-            attacks["legacy"] = PGD(legacy, steps=config.steps, start=0, keep_best=False)  # type: ignore[arg-type]
+            attacks["legacy"] = PGD(legacy, steps=config.steps, start=0, keep_best=False)
     return attacks
 
 
@@ -100,6 +100,7 @@ def evaluate_detector(
         seed: of the random starts.
         advance: called with the fraction of the work done, in [0, 1].
     """
+    torch.backends.cudnn.allow_tf32 = False
     eps = sorted(config.eps, key=parse_eps)
     attacks = attacks_for(detector, test, config)
     clean = score_images(detector, test.images, config.batch_size)
@@ -130,11 +131,6 @@ def score_images(detector: Detector, images: Tensor, batch_size: int) -> Scored:
         torch.cat([detection.score for detection in found]).float().cpu().numpy(),
         torch.cat([detection.anomaly_map for detection in found]).float().cpu().numpy(),
     )
-
-
-def device_of(detector: Detector) -> torch.device:
-    """The device of the detector's weights."""
-    return next(iter(detector.parameters())).device
 
 
 def _attack_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import AnomalyConfig
 from patchguard.data.folder import Sample
 from patchguard.data.images import read_image, read_mask, resize_image
+from patchguard.detector import to_tensor
+from patchguard.errors import PatchGuardError
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,31 @@ class TestSet:
 
 
 def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> TestSet:
-    """The test images of a folder, resized to the detector; masks stay as they are."""
+    """The test images of a folder, resized to the detector; masks stay as they are.
+
+    Raises:
+        PatchGuardError: a mask of an anomalous image is empty.
+    """
     images, masks = [], []
     for sample in samples:
         image = read_image(sample.path)
-        images.append(_tensor(resize_image(image, size)))
+        images.append(to_tensor(resize_image(image, size)))
         if with_masks:
             empty = np.zeros(image.shape[:2], dtype=bool)
-            masks.append(read_mask(sample.mask) if sample.mask else empty)
+            masks.append(_defect(sample.mask) if sample.mask else empty)
     return TestSet(
         names=tuple(f"{sample.kind}/{sample.path.name}" for sample in samples),
         kinds=tuple(sample.kind for sample in samples),
         images=torch.stack(images),
         masks=tuple(masks) if with_masks else None,
     )
+
+
+def _defect(path: Path) -> np.ndarray:
+    mask = read_mask(path)
+    if not mask.any():
+        raise PatchGuardError(f"{path}: the mask marks no pixel; draw the defect or remove it")
+    return mask
 
 
 def pseudo_test_set(
@@ -90,13 +104,9 @@ def pseudo_test_set(
     return TestSet(
         names=(*(f"good/{name}" for name in names), *(f"pseudo/{name}" for name in names)),
         kinds=("good",) * len(names) + ("pseudo",) * len(names),
-        images=torch.stack([_tensor(image) for image in (*images, *(pair[0] for pair in made))]),
+        images=torch.stack([to_tensor(image) for image in (*images, *(pair[0] for pair in made))]),
         masks=(*empty, *(pair[1] for pair in made)),
     )
-
-
-def _tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
 
 
 def _area_average(mask: np.ndarray, size: int) -> Tensor:

@@ -21,7 +21,6 @@ CONFIG = "config.yaml"
 CALIBRATION = "calibration.json"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
-SEALED = (WEIGHTS, CONFIG, CALIBRATION, METRICS)
 
 
 def write_config(folder: Path, settings: FitConfig, provenance: dict[str, Any]) -> None:
@@ -70,10 +69,12 @@ def load_detector(folder: Path) -> PatchGuard:
     return model.eval()
 
 
-def seal(folder: Path) -> None:
-    """Write ``manifest.json``: the sha256 of each part of the checkpoint that is there."""
-    digests = {name: _digest(folder / name) for name in SEALED if (folder / name).exists()}
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=2))
+def seal(folder: Path, *names: str) -> None:
+    """Enter the sha256 of these parts of the checkpoint into ``manifest.json``."""
+    path = folder / MANIFEST
+    digests = json.loads(path.read_text()) if path.exists() else {}
+    digests.update({name: _digest(folder / name) for name in names})
+    path.write_text(json.dumps(digests, indent=2) + "\n")
 
 
 def verify(folder: Path, name: str) -> None:
@@ -82,8 +83,10 @@ def verify(folder: Path, name: str) -> None:
     Raises:
         PatchGuardError: the part or the manifest is missing, or they disagree.
     """
+    if not (folder / MANIFEST).exists():
+        raise PatchGuardError(f"{folder} is unfinished: continue it with fit --resume")
     if not (folder / name).exists():
-        raise PatchGuardError(f"{folder / name} is missing: the run is unfinished; fit it --resume")
+        raise PatchGuardError(f"{folder / name} is missing; restore it or fit again")
     try:
         expected = json.loads((folder / MANIFEST).read_text())[name]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -30,6 +30,11 @@ class PatchGuard(Detector):
         self.config = config
         self.image_size = image_size
         self.backbone = create_backbone(config.backbone, image_size, config.weights)
+        if self.backbone.embed_dim % config.heads:
+            raise PatchGuardError(
+                f"model.heads {config.heads} does not divide {config.backbone}'s width "
+                f"{self.backbone.embed_dim}"
+            )
         mean, std = normalisation(self.backbone)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)

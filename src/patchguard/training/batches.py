@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
+from patchguard.detector import to_tensor
 
 
 class Batch(TypedDict):
@@ -57,7 +58,9 @@ class TrainingImages(Dataset[Batch]):
             axes = tuple(axis for axis in (0, 1) if rng.random() < 0.5)
             image, foreground = np.flip(image, axes), np.flip(foreground, axes)
         anomalous, mask = make_pseudo_anomaly(image, foreground, rng, self.config.anomalies)
-        return Batch(normal=_tensor(image), anomalous=_tensor(anomalous), mask=torch.tensor(mask))
+        return Batch(
+            normal=to_tensor(image), anomalous=to_tensor(anomalous), mask=torch.tensor(mask)
+        )
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -108,7 +111,3 @@ def _start_worker(_worker: int) -> None:
     # Both may reach the whole process group; only the main process decides when to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))

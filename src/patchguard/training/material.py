@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,12 +36,21 @@ class Normals:
 
 @dataclass(frozen=True)
 class Material:
-    """A scanned folder, its normals split in two, and the foreground method that was used."""
+    """A scanned folder, its normals split in two, and what was made of them.
+
+    Attributes:
+        folder: the scanned folder.
+        train: normals to train on.
+        held_out: normals for calibration, which take part in nothing else.
+        foreground: the method that was used.
+        sha256: of the names and contents of all these normals, in order.
+    """
 
     folder: ImageFolder
     train: Normals
     held_out: Normals
     foreground: str
+    sha256: str
 
     @property
     def summary(self) -> str:
@@ -94,7 +104,16 @@ def prepare(
         _normals(train, masks, config.image_size),
         _normals(calibration, held_masks, config.image_size),
         method,
+        _digest((*train, *calibration)),
     )
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.path.name.encode())
+        digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _normals(samples: Sequence[Sample], masks: Sequence[np.ndarray], size: int) -> Normals:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from patchguard.attacks.objectives import legacy
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig, TrainingConfig, parse_eps
 from patchguard.models.patchguard import PatchGuard
@@ -21,11 +22,11 @@ from patchguard.training.loss import PatchLoss, training_loss
 LOG_EVERY = 10
 
 
-def inner_attack(objective: PatchLoss, config: InnerAttackConfig) -> PGD:
-    """The PGD of :mod:`patchguard.attacks` with the settings of a recipe, raising the loss."""
+def inner_attack(loss: PatchLoss, config: InnerAttackConfig) -> PGD:
+    """The PGD of :mod:`patchguard.attacks` with the settings of a recipe."""
     kind = PGD if config.project else NFGSM
     return kind(
-        objective,
+        legacy if config.objective == "legacy" else loss,
         steps=config.steps,
         step_size=config.step_size,
         start=config.start,

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from patchguard.config import ModelConfig, TrainingConfig
+from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages, training_loader
@@ -61,7 +62,7 @@ def train(
     steps = total_steps(config, len(dataset))
     torch.manual_seed(seed)
     model = PatchGuard(model_config, dataset.config.image_size)
-    _check_blocks(model, config)
+    check_blocks(model, config)
     module = AdversarialTraining(model, config, steps, seed)
     resume = ResumePoint(folder / "resume.ckpt")
     first_step = saved_step(resume.path)
@@ -71,7 +72,7 @@ def train(
         warnings.filterwarnings("ignore", module="lightning")
         checkpoint = resume.path if first_step else None
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    if resume.interrupted and module.progress() < 1:
+    if resume.interrupted:
         raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
     resume.save(trainer)
     return module.detector.cpu(), module.elapsed
@@ -102,7 +103,7 @@ def _trainer(
         TensorBoardLogger(folder, name="tensorboard", version=""),
     ]
     return lightning.Trainer(
-        accelerator="auto",
+        accelerator="gpu" if device().type == "cuda" else "cpu",
         devices=1,
         max_epochs=1,
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
@@ -116,7 +117,12 @@ def _trainer(
     )
 
 
-def _check_blocks(model: PatchGuard, config: TrainingConfig) -> None:
+def check_blocks(model: PatchGuard, config: TrainingConfig) -> None:
+    """The attention term names blocks that exist.
+
+    Raises:
+        PatchGuardError: it does not.
+    """
     for number in config.attention:
         if not 1 <= number <= len(model.blocks):
             raise PatchGuardError(
