@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from patchguard import __version__, api
-from patchguard.config import EvaluationConfig, Recipe, recipe_path
+from patchguard.config import EvaluationConfig, Recipe, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
 
 FLAGS = ("--strict", "--resume", "--maps")
@@ -191,7 +191,7 @@ def _run(argv: list[str]) -> int:
         )
         command.add_function_arguments(function, as_positional=True)
         commands.add_subcommand(name, command, help=command.description)
-    settings = parser.instantiate(parser.parse_args(_expanded(argv)))
+    settings = instantiate(parser, parser.parse_args(_expanded(argv)))
     name = settings["command"]
     COMMANDS[name](**settings[name])
     return 0

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from patchguard.errors import PatchGuardError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "files"]
 AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
@@ -342,6 +345,12 @@ def from_plain(kind: type[T], content: dict[str, Any]) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, name)
     try:
-        return cast(T, parser.instantiate(parser.parse_object({name: content}))[name])
+        return cast(T, instantiate(parser, parser.parse_object({name: content}))[name])
     except (ArgumentError, TypeError) as error:
         raise PatchGuardError(" ".join(str(error).split())) from error
+
+
+def instantiate(parser: ArgumentParser, parsed: Namespace) -> Namespace:
+    """Dataclasses from parsed values; jsonargparse 4.49 renamed it, anomalib needs an older one."""
+    method = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return cast("Namespace", method(parsed))
