@@ -95,13 +95,14 @@ class PGD:
         eps: float,
         best: _Best,
     ) -> Tensor:
-        """The last iterate from ``first``; ``best`` sees every iterate, the last included."""
+        """The last iterate from ``first``; with ``keep_best``, ``best`` sees every iterate."""
         attacked = first
         for _ in range(self.steps):
             attacked = attacked.detach().requires_grad_()
             value = self.objective(detector, attacked, labels, masks)
             (gradient,) = torch.autograd.grad(value.sum(), attacked)
-            best.update(attacked.detach(), value.detach())
+            if self.keep_best:
+                best.update(attacked.detach(), value.detach())
             step = self.step_size * eps / self.steps
             attacked = self.project(attacked + step * self.normalise(gradient), images, eps)
         if self.keep_best:
