@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,22 @@ class Detection(NamedTuple):
     anomaly_map: Tensor
 
 
+class Inspection(NamedTuple):
+    """A detection with the internals that an adaptive attack can use; None where there are none.
+
+    Attributes:
+        score: as in :class:`Detection`.
+        anomaly_map: as in :class:`Detection`.
+        patch_logits: raw scores [B, h, w] of the patches that score and map are made of.
+        features: features [B, N, C] of the patches, in which normal images lie close together.
+    """
+
+    score: Tensor
+    anomaly_map: Tensor
+    patch_logits: Tensor | None = None
+    features: Tensor | None = None
+
+
 class Detector(nn.Module):
     """An anomaly detector.
 
@@ -31,6 +48,10 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> Detection:
         raise NotImplementedError
+
+    def inspect(self, images: Tensor) -> Inspection:
+        """The detection and, where a detector overrides this, internals, from one forward pass."""
+        return Inspection(*self(images))
 
     def __call__(self, images: Tensor) -> Detection:
         return super().__call__(images)  # type: ignore[no-any-return]
@@ -47,5 +68,6 @@ def device() -> torch.device:
 
 
 def device_of(detector: Detector) -> torch.device:
-    """The device of the detector's weights."""
-    return next(iter(detector.parameters())).device
+    """The device of the detector's weights; the CPU for one without any."""
+    tensors = itertools.chain(detector.parameters(), detector.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

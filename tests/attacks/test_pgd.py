@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from detectors import Linear
+from patchguard.attacks.attack import uniform
 from patchguard.attacks.objectives import PixelMap, image_score, legacy, patch_labels
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import ModelConfig
-from patchguard.detector import Detector
+from patchguard.detector import Inspection
 from patchguard.models.patchguard import PatchGuard
 
 EPS = [1 / 255, 4 / 255, 16 / 255]
@@ -52,7 +53,7 @@ def test_attacked_images_stay_in_the_ball_and_the_box(
     linear: Linear, batch: tuple[Tensor, Tensor, Tensor], keep_best: bool
 ) -> None:
     images, labels, masks = batch
-    attack = PGD(image_score, steps=3, restarts=2, keep_best=keep_best)
+    attack = PGD(image_score, steps=3, starts=[uniform] * 2, keep_best=keep_best)
     for eps, attacked in zip(EPS, attack(linear, images, labels, masks, eps=EPS), strict=True):
         assert (attacked - images).abs().max() <= eps * (1 + 1e-6)
         assert attacked.min() >= 0
@@ -75,7 +76,7 @@ def test_the_best_iterate_is_kept_and_never_falls_along_an_eps_sweep(
     wave = Wave(linear.weight.detach())
 
     def values(attacked: Tensor) -> Tensor:
-        return image_score(wave, attacked, labels, masks)
+        return image_score(wave.inspect(attacked), labels, masks)
 
     generator = torch.Generator().manual_seed(0)
     swept = PGD(image_score, steps=7)(wave, images, labels, masks, eps=EPS, generator=generator)
@@ -94,10 +95,10 @@ def test_more_restarts_are_never_weaker(batch: tuple[Tensor, Tensor, Tensor]) ->
     wave = Wave(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3)))
 
     def strength(restarts: int) -> Tensor:
-        attack = PGD(image_score, steps=3, restarts=restarts)
+        attack = PGD(image_score, steps=3, starts=[uniform] * restarts)
         generator = torch.Generator().manual_seed(0)
         attacked = attack(wave, images, labels, masks, eps=EPS[:1], generator=generator)[0]
-        return image_score(wave, attacked, labels, masks)
+        return image_score(wave.inspect(attacked), labels, masks)
 
     assert (strength(4) >= strength(1)).all()
 
@@ -141,7 +142,7 @@ def test_the_map_objective_is_the_linear_surrogate_of_pooled_auroc(
     objective = PixelMap(float(masks.mean()))
     maps = linear(images).anomaly_map
     pooled = maps[masks == 0].mean() - maps[masks == 1].mean()
-    torch.testing.assert_close(objective(linear, images, labels, masks).mean(), pooled)
+    torch.testing.assert_close(objective(linear.inspect(images), labels, masks).mean(), pooled)
 
 
 def test_the_map_attack_raises_normal_pixels_and_lowers_anomalous_ones(
@@ -181,17 +182,17 @@ def test_mode_and_gradients_of_the_detector_are_restored(model: PatchGuard) -> N
 def test_dropout_is_off_inside_the_attack_unless_asked_for(
     model: PatchGuard, eval_mode: bool
 ) -> None:
-    seen = []
+    modes = []
 
-    def objective(detector: Detector, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        seen.append(detector.training)
-        return image_score(detector, images, labels, masks)
+    def objective(seen: Inspection, labels: Tensor, masks: Tensor, progress: float) -> Tensor:
+        modes.append(model.training)
+        return image_score(seen, labels, masks)
 
     model.train()
     PGD(objective, steps=1, eval_mode=eval_mode)(
         model, torch.rand(1, 3, 32, 32), torch.tensor([True]), torch.zeros(1, 32, 32), eps=[0.01]
     )
-    assert set(seen) == {not eval_mode}
+    assert set(modes) == {not eval_mode}
 
 
 def test_legacy_is_the_mean_of_normal_minus_the_mean_of_anomalous_patches(
@@ -202,7 +203,7 @@ def test_legacy_is_the_mean_of_normal_minus_the_mean_of_anomalous_patches(
     masks[1, 0, 0] = 0.01  # one touched pixel makes its 16 px patch anomalous
     logits = model.eval().patch_logits(images).flatten(1)
     expected = torch.stack([logits[0].mean(), logits[1, 1:].mean() - logits[1, 0]])
-    found = legacy(model, images, torch.tensor([False, True]), masks)
+    found = legacy(model.inspect(images), torch.tensor([False, True]), masks)
     torch.testing.assert_close(found, expected)
 
 

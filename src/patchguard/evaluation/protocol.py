@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchguard.attacks.attack import uniform
 from patchguard.attacks.objectives import PixelMap, image_score, legacy
 from patchguard.attacks.pgd import PGD
 from patchguard.config import EvaluationConfig, parse_eps
@@ -68,7 +69,7 @@ def attacks_for(detector: Detector, test: TestSet, config: EvaluationConfig) -> 
     ``score`` is adaptive for detection, ``map`` for localization; ``legacy`` is the published
     one. The last two need masks, and ``legacy`` needs patch logits.
     """
-    adaptive: dict[str, Any] = {"steps": config.steps, "restarts": config.restarts}
+    adaptive: dict[str, Any] = {"steps": config.steps, "starts": [uniform] * config.restarts}
     attacks = {"score": PGD(image_score, **adaptive)}
     if test.masks is not None:
         fraction = float(test.coverage().mean())

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from patchguard.config import ModelConfig
-from patchguard.detector import Detection, Detector
+from patchguard.detector import Detection, Detector, Inspection
 from patchguard.errors import PatchGuardError
 from patchguard.models.discriminator import Discriminator, MapHead, top_k_mean
 from patchguard.models.vit import create_backbone, normalisation, patch_tokens
@@ -56,6 +56,18 @@ class PatchGuard(Detector):
         Raises:
             PatchGuardError: images of another size than the detector was built for.
         """
+        return self._logits(self._tokens(images))
+
+    def inspect(self, images: Tensor) -> Inspection:
+        """The detection with its patch logits and, as features, the backbone's patch tokens."""
+        tokens = self._tokens(images)
+        logits = self._logits(tokens)
+        return Inspection(*self._detection(logits), patch_logits=logits, features=tokens)
+
+    def forward(self, images: Tensor) -> Detection:
+        return self._detection(self.patch_logits(images))
+
+    def _tokens(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (self.image_size, self.image_size):
             height, width = images.shape[-2:]
             raise PatchGuardError(
@@ -63,11 +75,13 @@ class PatchGuard(Detector):
                 f"resize them to {self.image_size}x{self.image_size}"
             )
         normalised = (images - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-        logits: Tensor = self.discriminator(patch_tokens(self.backbone, normalised))
+        return patch_tokens(self.backbone, normalised)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.discriminator(tokens)
         return logits.view(-1, self.grid, self.grid)
 
-    def forward(self, images: Tensor) -> Detection:
-        logits = self.patch_logits(images)
+    def _detection(self, logits: Tensor) -> Detection:
         score = top_k_mean(logits.flatten(1).float(), self.config.top_k)
         return Detection(score, self.map_head(logits))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchguard.attacks.objectives import patch_labels
-from patchguard.detector import Detector
+from patchguard.detector import Inspection
 from patchguard.models.attention import record_attention, uniformity_gap
 from patchguard.models.patchguard import PatchGuard
 
@@ -39,9 +39,11 @@ class PatchLoss:
         )
         return loss.sum((1, 2))
 
-    def __call__(self, detector: Detector, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        assert isinstance(detector, PatchGuard)
-        return self.of_logits(detector.patch_logits(images), masks)
+    def __call__(
+        self, seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.0
+    ) -> Tensor:
+        assert seen.patch_logits is not None
+        return self.of_logits(seen.patch_logits, masks)
 
 
 def training_loss(

@@ -1,0 +1,228 @@
+"""What all attacks share: the sweep over eps, the starts, and the best image by the true score.
+
+An attack takes ``(detector, images, labels, masks, eps=[...])`` and returns attacked images for
+each eps. It never stops early and never skips an image: AUROC depends on every score. A relative
+overrides :meth:`Attack.search`, the search from one start, or one of the three hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from patchguard.attacks.balls import LINF, Ball
+from patchguard.attacks.objectives import Objective
+from patchguard.detector import Detector, Inspection
+from patchguard.errors import PatchGuardError
+
+
+class NotDifferentiable(PatchGuardError):
+    """The detector's outputs carry no gradient with respect to the images."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch under attack.
+
+    Attributes:
+        detector: the detector attacked, frozen.
+        images: [B, 3, H, W] in [0, 1].
+        labels: [B] bool, True = anomalous.
+        masks: [B, H, W], the anomalous fraction of each pixel, in [0, 1].
+        objective: what is climbed.
+        judge: by what the best image is chosen: the true score.
+    """
+
+    detector: Detector
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+    objective: Objective
+    judge: Objective
+
+    @torch.no_grad()
+    def judged(self, attacked: Tensor) -> Tensor:
+        """The true value [B] of attacked images."""
+        return self._of(self.judge, self.detector.inspect(attacked), 1.0)
+
+    def gradient(self, attacked: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient [B, 3, H, W] of the objective, its value [B], and the true value [B].
+
+        Args:
+            attacked: [B, 3, H, W].
+            progress: fraction of the search that is done, for objectives that anneal.
+
+        Raises:
+            NotDifferentiable: the outputs are cut off from the images.
+        """
+        attacked = attacked.detach().requires_grad_()
+        seen = self.detector.inspect(attacked)
+        value = self._of(self.objective, seen, progress)
+        if not value.requires_grad:
+            raise NotDifferentiable(
+                "the detector's outputs carry no gradient: only attacks without gradients apply"
+            )
+        (gradient,) = torch.autograd.grad(
+            value.sum(), attacked, allow_unused=True, materialize_grads=True
+        )
+        if self.judge is self.objective:
+            return gradient, value.detach(), value.detach()
+        with torch.no_grad():
+            return gradient, value.detach(), self._of(self.judge, seen, 1.0)
+
+    def _of(self, objective: Objective, seen: Inspection, progress: float) -> Tensor:
+        return objective(seen, self.labels, self.masks, progress)
+
+
+class Best:
+    """The best image so far of each image of a batch, by its true value."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.values = torch.full((len(images),), -torch.inf, device=images.device)
+
+    def update(self, images: Tensor, values: Tensor) -> None:
+        better = values > self.values
+        self.images = torch.where(better[:, None, None, None], images, self.images)
+        self.values = torch.where(better, values, self.values)
+
+
+class Attack:
+    """An attack on any detector, towards a larger true value of every image.
+
+    Args:
+        objective: what is climbed, per image.
+        judge: by what the best image is chosen; the objective itself when absent.
+        ball: the threat model.
+        starts: how each restart begins, one random start when absent; the best of all is kept.
+            From the second eps on the result of the smaller eps takes the place of the first.
+        eval_mode: attack the detector in eval mode (dropout off).
+    """
+
+    keep_best = True
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        judge: Objective | None = None,
+        ball: Ball = LINF,
+        starts: Sequence[Start] | None = None,
+        eval_mode: bool = True,
+    ) -> None:
+        self.objective = objective
+        self.judge = judge or objective
+        self.ball = ball
+        self.starts = starts or (uniform,)
+        self.eval_mode = eval_mode
+
+    def __call__(
+        self,
+        detector: Detector,
+        images: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        *,
+        eps: Sequence[float],
+        generator: torch.Generator | None = None,
+        warm: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Attacked images [B, 3, H, W], one batch for each eps.
+
+        The result of a smaller eps is a starting point and a candidate of every larger one, and
+        so is the image itself: the true value never falls along an ascending sweep.
+
+        Args:
+            detector: the detector attacked, in whatever mode; its mode is restored.
+            images: [B, 3, H, W] in [0, 1].
+            labels: [B] bool, True = anomalous.
+            masks: [B, H, W], anomalous fraction of each pixel in [0, 1].
+            eps: radii of the ball, ascending; in pixel space.
+            generator: source of all random draws, on the device of the images.
+            warm: result of an eps smaller than all of these, to go on from.
+
+        Raises:
+            NotDifferentiable: an attack by gradients on outputs without any.
+        """
+        results: list[Tensor] = []
+        problem = Problem(detector, images, labels, masks, self.objective, self.judge)
+        with attackable(detector, self.eval_mode):
+            best = Best(images)
+            if self.keep_best:
+                for known in (images, *([] if warm is None else [warm])):
+                    best.update(known, problem.judged(known))
+            for radius in eps:
+                for restart, start in enumerate(self.starts):
+                    go_on = restart == 0 and (warm is not None or bool(results))
+                    first = (
+                        best.images
+                        if go_on and self.keep_best
+                        else start(self, problem, radius, generator)
+                    )
+                    last = self.search(problem, first, radius, best, generator)
+                results.append(best.images if self.keep_best else last)
+        return results
+
+    def search(
+        self,
+        problem: Problem,
+        first: Tensor,
+        eps: float,
+        best: Best,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The last point of a search from ``first``; ``best`` sees every point of it."""
+        raise NotImplementedError
+
+    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+        """A random point of the ball and the box."""
+        return self.ball.random(images, eps, generator)
+
+    def normalise(self, gradient: Tensor) -> Tensor:
+        """The steepest direction of unit norm."""
+        return self.ball.direction(gradient)
+
+    def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
+        """Onto the ball around ``images`` and into [0, 1]."""
+        return self.ball.project(attacked, images, eps)
+
+
+Start = Callable[[Attack, Problem, float, torch.Generator | None], Tensor]
+"""A point [B, 3, H, W] of the ball of radius eps, from (attack, problem, eps, generator)."""
+
+
+def at_image(
+    attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
+) -> Tensor:
+    """The image itself."""
+    return problem.images
+
+
+def uniform(
+    attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
+) -> Tensor:
+    """A random point of the ball."""
+    return attack.random_start(problem.images, eps, generator)
+
+
+@contextmanager
+def attackable(detector: nn.Module, eval_mode: bool = True) -> Iterator[None]:
+    """Gradients on, parameters frozen, and eval mode if asked for; all restored afterwards."""
+    modes = {module: module.training for module in detector.modules()}
+    frozen = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    if eval_mode:
+        detector.eval()
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode
