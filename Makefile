@@ -22,8 +22,10 @@ lint: .venv/tested
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
-.venv/tested: .venv/installed
-	$(BIN)/pip install --quiet -e '.[test,lint]'
+# Two names: pip up to 25.2 applies the first to the packages it builds, later ones the second.
+.venv/tested: .venv/installed constraints.txt
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/pip install --quiet -e '.[test,lint]'
 	touch $@
 
 clean:

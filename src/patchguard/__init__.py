@@ -10,11 +10,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from patchguard.api import (
         demo,
+        doctor,
         evaluate,
         fit,
         load,
         predict,
         write_anomalies,
+        write_leaderboard,
         write_report,
         write_synthetic,
     )
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "demo": "api",
+    "doctor": "api",
     "evaluate": "api",
     "fit": "api",
     "load": "api",
     "predict": "api",
     "write_anomalies": "api",
+    "write_leaderboard": "api",
     "write_report": "api",
     "write_synthetic": "api",
     "Detection": "detector",
@@ -50,12 +54,14 @@ __all__ = [
     "Recipe",
     "__version__",
     "demo",
+    "doctor",
     "evaluate",
     "fit",
     "load",
     "load_recipe",
     "predict",
     "write_anomalies",
+    "write_leaderboard",
     "write_report",
     "write_synthetic",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
@@ -91,7 +91,8 @@ def fit(
     for run, of_run in runs.items():
         fitting.fit_detector(material, of_run, run, tell=_tell)
     test, name = fitting.test_set(material, settings, _tell)
-    for run in runs:
+    # The twin first: its worst case is the control of the checks.
+    for run in reversed(runs):
         if not (run / METRICS).exists():
             fitting.evaluate_run(
                 run, test, name, settings.evaluation, data=str(data), seed=settings.seed
@@ -109,53 +110,109 @@ def load(run: str | Path) -> PatchGuard:
 
 
 def evaluate(
-    run: str | Path,
+    detector: str | Path,
     data: str | Path,
     *,
+    out: str | Path | None = None,
     evaluation: EvaluationConfig | None = None,
     seed: int = 0,
     strict: bool = False,
+    trust: bool = False,
 ) -> Path:
-    """Attack a finished run on labelled test images; replaces its metrics and report.
+    """Attack any detector on labelled test images and say what the worst case is.
 
     Args:
-        run: run folder.
+        detector: a run folder, whose metrics and report are renewed; an anomalib checkpoint
+            (``.ckpt``); or ``file.py:function``, where the function returns a detector.
         data: MVTec-style tree with a ``test`` folder of normal and anomalous images.
+        out: folder for the metrics and the card of a detector that is not a run folder;
+            ``evaluations/<its name>`` by default.
         evaluation: the attacks.
-        seed: of their random starts.
+        seed: of all random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
+        trust: unpickle a checkpoint, which runs whatever code is in it.
 
     Returns:
-        The file of metrics.
+        The file of metrics. Finished work is kept beside it: called again after a stop, the
+        evaluation goes on from there.
 
     Raises:
         PatchGuardError: bad input; its one line says what to do.
+        patchguard.errors.Interrupted: stopped by the user.
     """
     from patchguard import fitting
     from patchguard.data.folder import scan_test
-    from patchguard.models.checkpoint import METRICS, read_config
+    from patchguard.integrations.load import load_detector
+    from patchguard.models.checkpoint import CONFIG, METRICS
 
-    folder = Path(run)
-    settings, _ = read_config(folder)
+    config = evaluation or EvaluationConfig()
+    found = load_detector(str(detector), trust=trust)
     tree = scan_test(Path(data), strict=strict)
     for path, reason in tree.skipped:
         _tell(f"skipped {path}: {reason}")
     if not tree.has_test:
         raise PatchGuardError(f"{data}: no test folder with both normal and anomalous images")
-    test = fitting.labelled(tree, settings.recipe.data.image_size, _tell)
-    for each in (folder, folder / "twin"):
-        if each.exists():
-            fitting.evaluate_run(
-                each,
-                test,
-                fitting.LABELLED,
-                evaluation or EvaluationConfig(),
-                data=str(data),
-                seed=seed,
-            )
-            _tell(fitting.outcome(each))
-    write_report(folder)
+    test = fitting.labelled(tree, found.image_size, _tell)
+    folder = Path(detector)
+    if (folder / CONFIG).exists():
+        for run in (folder / fitting.TWIN, folder):
+            if run.exists():
+                fitting.evaluate_run(run, test, fitting.LABELLED, config, data=str(data), seed=seed)
+                _tell(fitting.outcome(run))
+        write_report(folder)
+        return folder / METRICS
+    folder = Path(out) if out else Path("evaluations") / found.name
+    folder.mkdir(parents=True, exist_ok=True)
+    fitting.evaluate_other(folder, found, test, config, data=str(data), seed=seed)
+    _tell(fitting.outcome(folder))
+    write_leaderboard(folder, out=folder / "leaderboard.html")
     return folder / METRICS
+
+
+def doctor(
+    detector: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    evaluation: EvaluationConfig | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    trust: bool = False,
+) -> list[dict[str, Any]]:
+    """Evaluate as :func:`evaluate` does, with every self-check, also the slow ones.
+
+    Returns:
+        The checks as ``metrics.json`` holds them.
+    """
+    import json
+
+    config = replace(evaluation or EvaluationConfig(), all_checks=True)
+    path = evaluate(
+        detector, data, out=out, evaluation=config, seed=seed, strict=strict, trust=trust
+    )
+    checks: list[dict[str, Any]] = json.loads(path.read_text())["checks"]
+    return checks
+
+
+def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html") -> Path:
+    """One page that compares all robustness cards below a folder.
+
+    Args:
+        cards: a folder that holds ``card.json`` files at any depth.
+        out: HTML file to write.
+
+    Raises:
+        PatchGuardError: no card, or a damaged one.
+    """
+    from patchguard.fitting import CARD
+    from patchguard.report.leaderboard import render_leaderboard
+
+    found = sorted(Path(cards).rglob(CARD))
+    if not found:
+        raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
+    path = render_leaderboard(found, Path(out))
+    _tell(f"leaderboard: {path}")
+    return path
 
 
 def predict(

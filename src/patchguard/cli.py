@@ -15,7 +15,7 @@ from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
 
-FLAGS = ("--strict", "--resume", "--maps")
+FLAGS = ("--strict", "--resume", "--maps", "--trust")
 """Options that are switched on by their name alone."""
 
 
@@ -66,18 +66,76 @@ def fit(
 
 
 def evaluate(
-    run: str, data: str, evaluation: EvaluationConfig, seed: int = 0, strict: bool = False
+    detector: str,
+    data: str,
+    evaluation: EvaluationConfig,
+    out: str | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    trust: bool = False,
 ) -> None:
-    """Attack a finished run on labelled test images; renew its metrics and report.
+    """Attack any detector on labelled test images; go on where a stopped evaluation was.
 
     Args:
-        run: run folder.
+        detector: a run folder, an anomalib checkpoint (.ckpt) or file.py:function.
         data: MVTec-style tree with a test folder of normal and anomalous images.
         evaluation: a YAML file with the settings below.
-        seed: of the attacks' random starts.
+        out: folder for the results, unless the detector is a run folder
+            (default: evaluations/<its name>).
+        seed: of the attacks' random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
+        trust: unpickle a checkpoint, which runs whatever code is in it.
     """
-    api.evaluate(run, data, evaluation=evaluation, seed=seed, strict=strict)
+    api.evaluate(
+        detector, data, out=out, evaluation=evaluation, seed=seed, strict=strict, trust=trust
+    )
+
+
+def doctor(
+    detector: str,
+    data: str,
+    evaluation: EvaluationConfig,
+    out: str | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    trust: bool = False,
+) -> None:
+    """Check whether the evaluation of a detector can be believed; status 1 if it cannot.
+
+    Args:
+        detector: a run folder, an anomalib checkpoint (.ckpt) or file.py:function.
+        data: MVTec-style tree with a test folder of normal and anomalous images.
+        evaluation: a YAML file with the settings below.
+        out: folder for the results, unless the detector is a run folder
+            (default: evaluations/<its name>).
+        seed: of the attacks' random draws.
+        strict: fail at the first file that cannot be read, instead of leaving it out.
+        trust: unpickle a checkpoint, which runs whatever code is in it.
+    """
+    checks = api.doctor(
+        detector, data, out=out, evaluation=evaluation, seed=seed, strict=strict, trust=trust
+    )
+    for check in checks:
+        value = "" if check["value"] is None else f"{check['value']:.4g}"
+        limit = "" if check["limit"] is None else f"(limit {check['limit']:g})"
+        print(f"{check['status']:4} {check['id']:4}{check['name']}: {value} {limit}")
+        print(f"          {check['meaning']}")
+    failed = [check["id"] for check in checks if check["status"] == "FAIL"]
+    if failed:
+        raise PatchGuardError(
+            f"{len(failed)} of {len(checks)} checks fail ({', '.join(failed)}): "
+            "do not rely on the numbers of this detector"
+        )
+
+
+def leaderboard(cards: str, out: str = "leaderboard.html") -> None:
+    """One page that compares all robustness cards below a folder.
+
+    Args:
+        cards: a folder that holds card.json files at any depth: of runs and of evaluations.
+        out: HTML file to write.
+    """
+    api.write_leaderboard(cards, out=out)
 
 
 def predict(run: str, images: str, out: str = "predictions", maps: bool = False) -> None:
@@ -148,6 +206,8 @@ def demo(out: str = "demo") -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "evaluate": evaluate,
+    "doctor": doctor,
+    "leaderboard": leaderboard,
     "predict": predict,
     "report": report,
     "anomalies": anomalies,

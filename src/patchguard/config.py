@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "files"]
 AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
+Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 AnomalyBlend = Literal["opaque", "soft", "transparent"]
 
 
@@ -224,28 +225,77 @@ class Recipe:
 
 
 @dataclass
-class EvaluationConfig:
-    """The attacks of an evaluation.
+class ThreatConfig:
+    """What an attacker may do, and the attacks that try it.
 
     Args:
-        eps: radii in pixel space, written n/255.
-        steps: gradient steps of the adaptive attacks and of the legacy attack.
-        restarts: starts of the adaptive attacks at each eps: the result of the smaller eps, if
-            any, and for the rest a random point of the ball.
-        batch_size: images attacked at once.
+        norm: the ball: ``linf``, ``l2``, ``l1``; ``l0`` (number of pixels); ``patch`` (a square).
+        eps: its sizes: n/255 for linf, Euclidean or absolute sums of pixel changes for l2 and l1,
+            a number of pixels for l0, a fraction of the image's area for patch.
+        attacks: one mapping each: ``attack``, ``objective`` (a name, or a mapping with ``name``),
+            optionally ``name``, ``starts``, ``rounds``; the rest are settings of the attack.
     """
 
-    eps: list[str] = field(default_factory=lambda: ["1/255", "2/255", "4/255", "8/255"])
-    steps: int = 20
-    restarts: int = 2
+    eps: list[str]
+    attacks: list[dict[str, Any]]
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.eps), f"eps of the {self.norm} threat", self.eps, "a list of sizes")
+        self.eps = sorted(self.eps, key=lambda text: parse_size(self.norm, text))
+        for attack in self.attacks:
+            _require("attack" in attack, "an entry of attacks", attack, "a mapping with `attack`")
+
+    @property
+    def sizes(self) -> list[float]:
+        """``eps`` as numbers, ascending."""
+        return [parse_size(self.norm, text) for text in self.eps]
+
+
+@dataclass
+class Suite:
+    """An evaluation, as data: see ``attacks/suites``.
+
+    Args:
+        threats: the first is the one that verdicts and checks speak of.
+        minimal_eps: settings of the search for each image's minimal eps; none without.
+        stress: natural disturbances, reported apart from attacks.
+        all_checks: run the slow self-checks too, not only the quick ones.
+    """
+
+    threats: list[ThreatConfig]
+    minimal_eps: dict[str, Any] | None = None
+    stress: list[str] = field(default_factory=list)
+    all_checks: bool = False
+
+    def __post_init__(self) -> None:
+        _require(bool(self.threats), "threats", self.threats, "a list of at least one threat")
+
+
+@dataclass
+class EvaluationConfig:
+    """How a detector is attacked.
+
+    Args:
+        suite: quick, standard, full, legacy, multi-norm or a YAML file.
+        eps: sizes of the suite's first threat, in place of its own.
+        all_checks: run the slow self-checks too.
+        images: attack only that many test images, the same share of each kind; all when absent.
+        batch_size: images attacked at once by each worker.
+    """
+
+    suite: str = "quick"
+    eps: list[str] | None = None
+    all_checks: bool = False
+    images: int | None = None
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _require(bool(self.eps), "evaluation.eps", self.eps, "a list of radii")
-        for radius in self.eps:
+        _require(self.eps != [], "evaluation.eps", self.eps, "a list of radii")
+        for radius in self.eps or ():
             parse_eps(radius)
-        _require(self.steps >= 1, "evaluation.steps", self.steps, "at least 1")
-        _require(self.restarts >= 1, "evaluation.restarts", self.restarts, "at least 1")
+        few = self.images is not None and self.images < 2
+        _require(not few, "evaluation.images", self.images, "at least 2")
         _require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
 
 
@@ -298,7 +348,26 @@ def parse_eps(text: str) -> float:
     return value
 
 
+def parse_size(norm: str, text: str) -> float:
+    """The size of a ball as written in a suite, in the units of :class:`ThreatConfig`.
+
+    Raises:
+        PatchGuardError: not a number, or outside the range that the norm allows.
+    """
+    if norm == "linf":
+        return parse_eps(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    largest = 1.0 if norm == "patch" else math.inf
+    if not 0 < value <= largest or (norm == "l0" and not value.is_integer()):
+        raise PatchGuardError(f"eps {text!r} is no size of the {norm} threat")
+    return value
+
+
 RECIPES = Path(__file__).parent / "training" / "recipes"
+SUITES = Path(__file__).parent / "attacks" / "suites"
 
 
 def load_recipe(name: str) -> Recipe:
@@ -307,13 +376,16 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         PatchGuardError: no such recipe, or a setting of the wrong name or type.
     """
-    import yaml
+    return _from_yaml(Recipe, recipe_path(name))
 
-    path = recipe_path(name)
-    try:
-        return from_plain(Recipe, yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PatchGuardError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+
+def load_suite(name: str) -> Suite:
+    """The suite of that name or in that YAML file.
+
+    Raises:
+        PatchGuardError: no such suite, or a setting of the wrong name or type.
+    """
+    return _from_yaml(Suite, _yaml_path("suite", SUITES, name))
 
 
 def recipe_path(name: str) -> Path:
@@ -322,15 +394,27 @@ def recipe_path(name: str) -> Path:
     Raises:
         PatchGuardError: neither exists.
     """
-    built_in, file = RECIPES / f"{name}.yaml", Path(name)
-    for candidate in (built_in, file):
+    return _yaml_path("recipe", RECIPES, name)
+
+
+def _yaml_path(what: str, folder: Path, name: str) -> Path:
+    for candidate in (folder / f"{name}.yaml", Path(name)):
         if candidate.is_file():
             return candidate
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise PatchGuardError(f"recipe {name}: neither a file nor one of {known}")
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise PatchGuardError(f"{what} {name}: neither a file nor one of {known}")
 
 
 T = TypeVar("T")
+
+
+def _from_yaml(kind: type[T], path: Path) -> T:
+    import yaml
+
+    try:
+        return from_plain(kind, yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PatchGuardError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def from_plain(kind: type[T], content: dict[str, Any]) -> T:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from evaluations import CHECKS, FAILED, THREATS, metrics, protocol
 from patchguard.config import load_recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
@@ -30,8 +31,7 @@ from patchguard.report.wording import verdict
 
 SIZE = 16
 NAMES = ["good/<b>&0.png", "scratch/1.png"]
-KINDS = ["good"] * 4 + ["scratch"] * 4
-EPS = ["4/255", "1/255"]
+OPTIONAL = ("intervals", "skipped", "minimal_eps", "stress", "checks", "unreliable")
 NOT_A_DETECTOR = ("metrics.json", "gallery.npz", "anomalies.png", "training", "twin")
 
 
@@ -39,6 +39,16 @@ NOT_A_DETECTOR = ("metrics.json", "gallery.npz", "anomalies.png", "training", "t
 def run(tmp_path: Path) -> Path:
     """A run folder with everything in it, to alter."""
     return write_run(tmp_path / "bolts & <nuts>")
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A run folder with a detector and its metrics only, which renders faster."""
+    folder = tmp_path / "bolts"
+    folder.mkdir()
+    write_config(folder)
+    write_detector(folder, auroc=0.9123)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -93,48 +103,6 @@ def write_detector(folder: Path, auroc: float) -> None:
     write_gallery(folder)
 
 
-def metrics(auroc: float) -> dict[str, Any]:
-    image = {"auroc": 0.9714, "auroc_conservative": 0.97, "ap": math.nan, "f1_max": 0.9321}
-    attacked_image = {**image, "auroc": auroc, "ap": 0.5432}
-    pixel = {"auroc": 0.8765, "ap": 0.2, "f1_max": 0.3, "aupro": 0.6543}
-    deployed = {"tpr": 0.75, "fpr": 0.0625}
-    parts = {
-        "score": {"image": attacked_image, "deployed": deployed},
-        "map": {"pixel": pixel},
-        "legacy": {"image": image, "pixel": pixel, "deployed": deployed},
-    }
-    scores = np.linspace(-2, 2, len(KINDS)).tolist()
-    return {
-        "protocol": {
-            "test_set": "labelled test images",
-            "data": "/factory/bolts & <nuts>",
-            "images": {"normal": 4, "anomalous": 4},
-            "kinds": {"good": 4, "scratch": 4},
-            "ground_truth": "native resolution, never resized",
-            "attacks": {"score": "adaptive PGD on the score", "legacy": "the published one"},
-            "eps": EPS,
-            "steps": 17,
-            "seed": 7,
-        },
-        "clean": {"image": image, "pixel": pixel, "deployed": {"tpr": 1.0, "fpr": 0.0}},
-        "attacked": [
-            {
-                "attack": attack,
-                "eps": eps,
-                "rows": dict.fromkeys(("both", "anomalies", "normals"), found),
-            }
-            for attack, found in parts.items()
-            for eps in EPS
-        ],
-        "scores": {
-            "names": [f"{kind}/{index}.png" for index, kind in enumerate(KINDS)],
-            "kinds": KINDS,
-            "clean": scores,
-            **{f"{attack} {eps}": scores[::-1] for attack in parts for eps in EPS},
-        },
-    }
-
-
 def write_gallery(folder: Path, has_truth: bool = True) -> None:
     rng = np.random.default_rng(0)
     images = rng.random((len(NAMES), SIZE, SIZE, 3), dtype=np.float32)
@@ -146,12 +114,12 @@ def write_gallery(folder: Path, has_truth: bool = True) -> None:
         has_truth=np.array(has_truth),
         maps=maps,
         scores=np.array([0.1234, 5.0]),
-        attacked=images,
+        attacked=images + np.float32(4 / 255) * rng.choice([-1, 1], images.shape),
         attacked_maps=maps - 1,
         attacked_scores=np.array([2.3456, -5.0]),
         names=np.array(NAMES),
         eps=np.array("4/255"),
-        attack=np.array("map"),
+        attack=np.array("worst"),
     )
 
 
@@ -227,16 +195,19 @@ def test_the_same_run_gives_the_same_file(rendered_run: Path, page: str) -> None
 def test_the_headline_compares_clean_attacked_and_the_twin(text: str) -> None:
     assert "Good at finding defects; holds under attack at 4/255." in text
     assert "Clean image AUROC 0.971" in text
-    assert "it keeps 0.912, where the undefended twin falls from 0.971 to 0.046" in text
+    assert "in the worst case over all attacks of the suite “quick” at 4/255" in text
+    assert "it keeps 0.912 (95 % interval 0.801 to 0.992), where the undefended twin" in text
+    assert "falls from 0.971 to 0.046" in text
+    assert "The published attack alone would have said 0.971." in text
 
 
 @pytest.mark.parametrize(
     ("auroc", "said"),
     [(0.79, "weakened by attack"), (0.49, "defeated by attack"), (math.nan, "without result")],
 )
-def test_the_verdict_follows_the_numbers(run: Path, auroc: float, said: str) -> None:
-    write_detector(run, auroc)
-    assert said in verdict(Metrics.read(run / "metrics.json"), None).title
+def test_the_verdict_follows_the_numbers(judged: Path, auroc: float, said: str) -> None:
+    write_detector(judged, auroc)
+    assert said in verdict(Metrics.read(judged / "metrics.json"), None).title
 
 
 def test_metrics_appear_with_three_decimals_and_rates_in_percent(text: str) -> None:
@@ -256,16 +227,21 @@ def test_metrics_appear_with_three_decimals_and_rates_in_percent(text: str) -> N
 
 def test_rows_run_from_clean_to_the_largest_eps(text: str) -> None:
     table = text.split("Detection: which images are anomalous")[1]
-    assert "none 0.971 – 0.932 100.0 % 0.0 % 0.0 % 0.971 1/255 0.912" in table
+    assert "none 0.971 0.910 to 0.990 – 0.932 100.0 % 0.0 % 0.0 % 0.971 1/255 0.912" in table
 
 
-def test_nan_and_null_are_dashes(run: Path) -> None:
+def test_nan_and_null_are_dashes(judged: Path) -> None:
     content = metrics(0.9)
     content["clean"]["image"]["f1_max"] = None
-    alter_metrics(run, clean=content["clean"])
-    text = words(rendered(run))
-    assert "none 0.971 – – 100.0 %" in text
+    alter_metrics(judged, clean=content["clean"])
+    text = words(rendered(judged))
+    assert "none 0.971 0.910 to 0.990 – – 100.0 %" in text
     assert "nan" not in text.lower().split()
+
+
+def test_an_attack_without_a_result_has_a_report(judged: Path) -> None:
+    write_detector(judged, auroc=math.nan)
+    assert "attack without result at 4/255" in words(rendered(judged))
 
 
 def test_it_says_what_was_trained_on_what(text: str) -> None:
@@ -280,15 +256,116 @@ def test_it_says_what_was_trained_on_what(text: str) -> None:
         assert fact in text
 
 
-def test_oracle_and_legacy_are_labelled(text: str) -> None:
+def test_the_oracle_is_labelled(text: str) -> None:
     assert "F1-max (oracle)" in text
-    assert "published attack, not adaptive for detection; for comparison only" in text
+
+
+def test_the_published_attack_stands_beside_the_worst_case_with_the_gap(run: Path) -> None:
+    write_detector(run, auroc=0.4)
+    table = words(rendered(run)).split("What the published protocol would have said")[1]
+    assert "4/255 0.971 0.400 +0.571 0.876 0.432 +0.444 0.971 0.046 +0.926" in table
+
+
+def test_each_attack_is_listed_with_its_share_and_the_lowest_is_marked(judged: Path) -> None:
+    write_detector(judged, auroc=0.4)
+    page = rendered(judged)
+    text = words(page)
+    assert "attack 1/255 4/255 worst for, at 4/255 worst case 0.400 0.400" in text
+    assert "apgd score 0.410 0.410 62.5 % apgd dense 0.420 0.420 25.0 %" in text
+    assert "legacy 0.971 0.971 0.0 % none: the clean image 12.5 %" in text
+    assert "apgd linear 0.450 0.450 100.0 %" in text
+    assert "Not run: transfer score (no detector called 'twin')." in text
+    assert re.findall("<mark>(.*?)</mark>", page) == ["0.410"] * 2 + ["0.450"] * 2
+
+
+def test_the_floor_stands_beside_the_pixel_worst_case(text: str) -> None:
+    table = text.split("Localization: which pixels are anomalous")[1]
+    assert "AUROC 95 % interval AUROC, floor" in table
+    assert "1/255 0.432 0.400 to 0.500 0.211" in table
+
+
+def test_other_norms_have_a_table_of_their_own(text: str) -> None:
+    table = text.split("Other kinds of perturbation")[1]
+    assert "L2 0.5 0.912 0.801 to 0.992 0.432 0.211 75.0 % 25.0 % 6.2 %" in table
+    assert "L2 1.5" in table and "L2 0.5" not in text.split("Other kinds of perturbation")[0]
+
+
+def test_the_headline_is_of_the_first_norm(judged: Path) -> None:
+    alter_metrics(judged, protocol={**protocol(), "threats": {"l2": THREATS["l2"]}})
+    assert "holds under attack at L2 0.5." in words(rendered(judged))
+
+
+def test_minimal_eps_has_medians_quantiles_and_those_that_never_flip(text: str) -> None:
+    part = text.split("How small a perturbation is enough")[1]
+    assert "median of all images 3.00/255 median of normal images 2.00/255" in part
+    assert "25 % of all images within 1.00/255" in part
+    assert "never flipped 1 of 8 images" in part
+
+
+def test_stress_is_told_apart_from_attacks(text: str) -> None:
+    before, after = text.split("Without an attacker: light, blur, compression, noise")
+    assert "blur 2 0.971" in after and "jpeg 30 0.934" in after and "blur 2" not in before
+
+
+def test_checks_are_listed_with_status_number_and_meaning(page: str, text: str) -> None:
+    assert "are known to fail: 1 passed, 1 warned, 1 skipped." in text
+    assert "S1 parity PASS 2e−06 0.0001 The attacked graph is the deployed one." in text
+    assert "S21 original resolution SKIP – – Not part of this suite." in text
+    assert 'status fair">WARN' in page and "Do not rely" not in text
+
+
+def test_a_failed_check_raises_the_alarm_on_top(judged: Path) -> None:
+    (judged / "metrics.json").write_text(json.dumps(metrics(0.9, checks=[*CHECKS, FAILED])))
+    page = rendered(judged)
+    alarm = words(page).split("Good at finding defects")[0]
+    assert "Do not rely on these numbers: the evaluation failed 1 of its own checks." in alarm
+    assert "S14 unbounded attack: An attack without a bound" in alarm
+    assert 'class="verdict unknown"' in page
+
+
+@pytest.mark.parametrize("missing", OPTIONAL)
+def test_a_part_that_was_not_measured_is_left_out(judged: Path, missing: str) -> None:
+    content = metrics(0.9)
+    del content[missing]
+    (judged / "metrics.json").write_text(json.dumps(content))
+    text = words(rendered(judged))
+    heading = {
+        "minimal_eps": "How small a perturbation",
+        "stress": "Without an attacker",
+        "checks": "Can these numbers be trusted?",
+    }.get(missing, "Do not rely on these numbers")
+    assert heading not in text and "How well it works" in text
+
+
+def test_an_evaluation_of_nothing_but_the_worst_case_has_a_report(judged: Path) -> None:
+    content = metrics(0.9)
+    attacked = [
+        {
+            **{key: entry[key] for key in ("attack", "norm", "eps")},
+            "rows": {"both": {"image": {"auroc": 0.9}}},
+        }
+        for entry in content["attacked"]
+        if entry["attack"] == "worst"
+    ]
+    content = {key: content[key] for key in ("protocol", "scores")}
+    content |= {"clean": {"image": {"auroc": 0.95}}, "attacked": attacked}
+    (judged / "metrics.json").write_text(json.dumps(content))
+    text = words(rendered(judged))
+    assert "Clean image AUROC 0.950" in text
+    for absent in ("published", "Localization:", "Each attack alone", "95 % interval 0"):
+        assert absent not in text.split("How to read this")[0]
 
 
 def test_all_three_rows_and_the_protocol_are_there(text: str) -> None:
     for row in ("anomalous images only (hiding defects)", "normal images only (raising alarms)"):
         assert row in text
-    for entry in ("adaptive PGD on the score", "good 4, scratch 4", "steps 17", "torch 2.6.0"):
+    for entry in (
+        "APGD on the score",
+        "threat: l2 0.5, 1.5",
+        "good 4, scratch 4",
+        "steps 17",
+        "torch 2.6.0",
+    ):
         assert entry in text
 
 
@@ -360,22 +437,26 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def test_without_ground_truth_there_is_no_localization(run: Path) -> None:
+def test_without_ground_truth_there_is_no_localization(judged: Path) -> None:
     content = metrics(0.9)
     del content["clean"]["pixel"]
-    attacked = [entry for entry in content["attacked"] if entry["attack"] == "score"]
-    alter_metrics(run, clean=content["clean"], attacked=attacked)
-    write_gallery(run, has_truth=False)
-    text = words(rendered(run))
-    assert "Localization" not in text and "Legacy attack" not in text
+    for entry in content["attacked"]:
+        entry["rows"]["both"].pop("pixel", None)
+        entry.pop("floor", None)
+        entry.pop("intervals", None)
+    alter_metrics(judged, clean=content["clean"], attacked=content["attacked"])
+    write_gallery(judged, has_truth=False)
+    text = words(rendered(judged))
+    assert "Localization" not in text and "pixel AUROC" not in text.split("How to read")[0]
     assert "image map attacked, 4/255" in text
 
 
-def test_a_self_test_warns_and_does_not_speak_of_defects(run: Path, text: str) -> None:
+def test_a_self_test_warns_and_does_not_speak_of_defects(judged: Path, text: str) -> None:
     assert "This is a self-test" not in text
-    protocol = {**metrics(0.9)["protocol"], "test_set": "self-test: held-out normals and more"}
-    alter_metrics(run, protocol=protocol)
-    text = words(rendered(run))
+    alter_metrics(
+        judged, protocol={**protocol(), "test_set": "self-test: held-out normals and more"}
+    )
+    text = words(rendered(judged))
     assert "This is a self-test" in text
     assert "Good at finding pseudo-anomalies" in text
     assert "Pseudo-anomalies that pass" in text and "pseudo-anomalies caught" in text

@@ -182,9 +182,9 @@ class Attack:
         """A random point of the ball and the box."""
         return self.ball.random(images, eps, generator)
 
-    def normalise(self, gradient: Tensor) -> Tensor:
-        """The steepest direction of unit norm."""
-        return self.ball.direction(gradient)
+    def normalise(self, gradient: Tensor, attacked: Tensor, stride: float | Tensor) -> Tensor:
+        """The step of norm ``stride`` from ``attacked`` along the steepest direction."""
+        return self.ball.step(gradient, attacked, stride)
 
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
         """Onto the ball around ``images`` and into [0, 1]."""

@@ -25,7 +25,7 @@ class PGD(Attack):
         starts: how each restart begins; one random start when absent.
         start: radius of random starts as a multiple of eps; 0 starts at the image.
         steps: gradient steps per restart.
-        step_size: step as a multiple of eps / steps.
+        step_size: step as a multiple of eps / steps; that of the ball when absent.
         keep_best: return the best iterate, not the last one.
         eval_mode: attack the detector in eval mode (dropout off).
     """
@@ -39,14 +39,14 @@ class PGD(Attack):
         starts: Sequence[Start] | None = None,
         start: float = 1.0,
         steps: int = 20,
-        step_size: float = 2.5,
+        step_size: float | None = None,
         keep_best: bool = True,
         eval_mode: bool = True,
     ) -> None:
         super().__init__(objective, judge=judge, ball=ball, starts=starts, eval_mode=eval_mode)
         self.start = start
         self.steps = steps
-        self.step_size = step_size
+        self.step_size = ball.step_size if step_size is None else step_size
         self.keep_best = keep_best
 
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
@@ -67,7 +67,7 @@ class PGD(Attack):
             if self.keep_best:
                 best.update(attacked, judged)
             stride = self.step_size * eps / self.steps
-            moved = attacked + stride * self.normalise(gradient)
+            moved = attacked + self.normalise(gradient, attacked, stride)
             attacked = self.project(moved, problem.images, eps)
         if self.keep_best:
             best.update(attacked, problem.judged(attacked))

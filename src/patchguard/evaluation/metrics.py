@@ -156,10 +156,10 @@ def _split(
             f"anomaly map {index} has shape {values.shape} and its mask {mask.shape}; "
             "both must be [H, W] and equal"
         )
-    return values[mask], values[~mask], _region_weights(mask)
+    return values[mask], values[~mask], region_weights(mask)
 
 
-def _region_weights(mask: Mask) -> Doubles:
+def region_weights(mask: Mask) -> Doubles:
     """1 / area of the 8-connected region of each True pixel of `mask`, in raster order."""
     if not mask.any():
         return np.empty(0)

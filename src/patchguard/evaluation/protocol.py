@@ -1,57 +1,66 @@
-"""An evaluation from start to end: attack, score, tabulate, and say how it was done."""
+"""An evaluation from start to end: attack, score, tabulate, check, and say how it was done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import uniform
-from patchguard.attacks.objectives import PixelMap, image_score, legacy
-from patchguard.attacks.pgd import PGD
-from patchguard.config import EvaluationConfig, parse_eps
+from patchguard.attacks.attack import NotDifferentiable, attackable
+from patchguard.attacks.balls import BALLS
+from patchguard.attacks.minimal import MinimalEps
+from patchguard.attacks.suite import members
+from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
 from patchguard.data.images import resize_map
 from patchguard.detector import Detector, device_of
+from patchguard.errors import PatchGuardError
+from patchguard.evaluation.bootstrap import (
+    image_auroc_interval,
+    pixel_auroc_interval,
+    rate_intervals,
+)
+from patchguard.evaluation.campaign import Campaign, ThreatResult, run_threat
+from patchguard.evaluation.checks import Check, CheckContext, run_checks
 from patchguard.evaluation.metrics import image_metrics, pixel_metrics, rates_at
+from patchguard.evaluation.outcome import Scored, Worst
+from patchguard.evaluation.pixels import ROWS
+from patchguard.evaluation.store import Store, detector_digest, digest, images_digest
+from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import TestSet
-from patchguard.models.patchguard import PatchGuard
 
-ROWS = {"both": (True, True), "anomalies": (True, False), "normals": (False, True)}
-"""Which classes of the test set are attacked: (anomalous, normal)."""
-
-LEVELS = ("image", "pixel", "deployed")
-
-JUDGED_BY = {"score": ("image", "deployed"), "map": ("pixel",), "legacy": LEVELS}
-"""The metrics that an attack aims at."""
+WORST, LEGACY = "worst", "legacy"
+SEVERITIES = (1, 3, 5)
+CHECK_EPS = 4 / 255
+"""Checks attack at the radius of the suite that is nearest to this."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a detector says of a test set: scores [N] and maps [N, S, S], float32."""
+class Surroundings:
+    """What an evaluation knows of a detector besides its outputs; all of it is optional.
 
-    scores: np.ndarray
-    maps: np.ndarray
+    Attributes:
+        threshold: the calibrated one; adds the rates at which it flags images and minimal eps.
+        twin_auroc: by eps, the worst-case image AUROC of an undefended control.
+        sources: detectors that transfer attacks may be made on, by name.
+        deployed: the score of an image [H, W, 3] in [0, 1] on the way that deployment takes.
+        provenance: facts for the checks on records: see :class:`CheckContext`.
+        checks: run the self-checks.
+    """
 
-    def mixed_with(self, other: Scored, chosen: np.ndarray) -> Scored:
-        """This where ``chosen`` [N] is True, the other elsewhere."""
-        return Scored(
-            np.where(chosen, self.scores, other.scores),
-            np.where(chosen[:, None, None], self.maps, other.maps),
-        )
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """One attack at one radius: its images [N, 3, S, S] and what the detector says of them."""
-
-    attack: str
-    eps: str
-    images: Tensor
-    scored: Scored
+    threshold: float | None = None
+    twin_auroc: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, Detector] = field(default_factory=dict)
+    deployed: Callable[[np.ndarray], float] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    checks: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,27 @@ class Evaluation:
     """The outcome: ``summary`` is what ``metrics.json`` holds; the rest is for pictures."""
 
     summary: dict[str, Any]
+    test: TestSet
     clean: Scored
-    attacked: tuple[Attacked, ...]
+    worst: tuple[Worst, ...]
 
 
-def attacks_for(detector: Detector, test: TestSet, config: EvaluationConfig) -> dict[str, PGD]:
-    """The attacks that the detector and the ground truth allow, by name.
+def suite_of(config: EvaluationConfig) -> Suite:
+    """The suite that is asked for, with the radii that replace its own.
 
-    ``score`` is adaptive for detection, ``map`` for localization; ``legacy`` is the published
-    one. The last two need masks, and ``legacy`` needs patch logits.
+    Raises:
+        PatchGuardError: it does not exist, or asks for an attack that does not.
     """
-    adaptive: dict[str, Any] = {"steps": config.steps, "starts": [uniform] * config.restarts}
-    attacks = {"score": PGD(image_score, **adaptive)}
-    if test.masks is not None:
-        fraction = float(test.coverage().mean())
-        attacks["map"] = PGD(PixelMap(fraction), **adaptive)
-        if isinstance(detector, PatchGuard):
-            attacks["legacy"] = PGD(legacy, steps=config.steps, start=0, keep_best=False)
-    return attacks
+    suite = load_suite(config.suite)
+    if config.eps:
+        suite.threats[0] = replace(suite.threats[0], eps=config.eps)
+    suite.all_checks |= config.all_checks
+    for threat in suite.threats:
+        members(threat)
+    for name in suite.stress:
+        if name not in STRESSES:
+            raise PatchGuardError(f"suite: no stress {name!r}; known: {', '.join(STRESSES)}")
+    return suite
 
 
 def evaluate_detector(
@@ -84,112 +96,263 @@ def evaluate_detector(
     test: TestSet,
     config: EvaluationConfig,
     *,
-    threshold: float | None = None,
+    known: Surroundings | None = None,
     seed: int = 0,
-    advance: Callable[[float], None] = lambda _: None,
+    cache: Path | None = None,
+    advance: Callable[[str, float], None] = lambda what, done: None,
 ) -> Evaluation:
-    """Clean and attacked metrics of a detector on a labelled test set.
+    """Clean and worst-case metrics of a detector on a labelled test set, and the self-checks.
 
     Every image is attacked at every eps, whatever the detector says of it; attacks see raw
     scores in float32.
 
     Args:
-        detector: in eval mode, on the device to use.
+        detector: on the device to use.
         test: the images.
-        config: the attacks.
-        threshold: the calibrated one; adds the rates at which it flags images.
-        seed: of the random starts.
-        advance: called with the fraction of the work done, in [0, 1].
+        config: the suite and its size.
+        known: what else is known of the detector.
+        seed: of all random draws.
+        cache: folder for finished work, which a later call with the same arguments goes on from.
+        advance: called with what is being done, and the fraction of it that is done.
+
+    Raises:
+        PatchGuardError: a suite that asks for what does not exist.
     """
+    suite, known = suite_of(config), known or Surroundings()
     torch.backends.cudnn.allow_tf32 = False
-    eps = sorted(config.eps, key=parse_eps)
-    attacks = attacks_for(detector, test, config)
+    if config.images is not None:
+        test = test.subset(config.images, seed)
     clean = score_images(detector, test.images, config.batch_size)
-    attacked: list[Attacked] = []
-    for number, (name, attack) in enumerate(attacks.items()):
-        batches = []
-        for done, batch in _attack_batches(detector, test, attack, eps, config.batch_size, seed):
-            batches.append(batch)
-            advance((number + done) / len(attacks))
-        for place, radius in enumerate(eps):
-            images = torch.cat([batch[place] for batch in batches])
-            scored = score_images(detector, images, config.batch_size)
-            attacked.append(Attacked(name, radius, images, scored))
-    summary = {
-        "clean": _metrics(clean, test, threshold),
-        "attacked": [_rows(entry, clean, test, threshold) for entry in attacked],
-        "scores": _scores(clean, attacked, test),
-    }
-    return Evaluation(summary, clean, tuple(attacked))
+    with ExitStack() as stack:
+        root = cache or Path(stack.enter_context(TemporaryDirectory()))
+        campaign = Campaign(
+            detector,
+            test,
+            clean,
+            Store(root, _fingerprint(detector, test, known, seed)),
+            config.batch_size,
+            seed,
+            known.sources,
+        )
+        findings = _Findings(campaign, suite, known, advance)
+        summary = findings.summary()
+    return Evaluation(summary, test, clean, findings.worst)
 
 
 @torch.no_grad()
 def score_images(detector: Detector, images: Tensor, batch_size: int) -> Scored:
-    """Scores and maps of images [N, 3, S, S] on the detector's device."""
+    """Scores and maps of images [N, 3, S, S], by the detector in eval mode on its device."""
     device = device_of(detector)
-    found = [detector(batch.to(device)) for batch in torch.split(images, batch_size)]
+    with attackable(detector), torch.no_grad():
+        found = [detector(batch.to(device)) for batch in torch.split(images, batch_size)]
     return Scored(
         torch.cat([detection.score for detection in found]).float().cpu().numpy(),
         torch.cat([detection.anomaly_map for detection in found]).float().cpu().numpy(),
     )
 
 
-def _attack_batches(
-    detector: Detector,
-    test: TestSet,
-    attack: PGD,
-    eps: list[str],
-    batch_size: int,
-    seed: int,
-) -> Iterator[tuple[float, list[Tensor]]]:
-    device = device_of(detector)
-    generator = torch.Generator(device).manual_seed(seed)
-    labels, coverage = torch.from_numpy(test.labels), test.coverage()
-    radii = [parse_eps(radius) for radius in eps]
-    for start in range(0, len(test.images), batch_size):
-        batch = slice(start, start + batch_size)
-        images = attack(
-            detector,
-            test.images[batch].to(device),
-            labels[batch].to(device),
-            coverage[batch].to(device),
-            eps=radii,
-            generator=generator,
-        )
-        yield min(1.0, (start + batch_size) / len(labels)), [image.cpu() for image in images]
+def _fingerprint(detector: Detector, test: TestSet, known: Surroundings, seed: int) -> str:
+    sources = {name: detector_digest(source) for name, source in known.sources.items()}
+    return digest([detector_digest(detector), images_digest(test), sources, seed])
 
 
-def _rows(entry: Attacked, clean: Scored, test: TestSet, threshold: float | None) -> dict[str, Any]:
-    rows = {}
-    for row, (anomalies, normals) in ROWS.items():
-        chosen = np.where(test.labels, anomalies, normals)
-        scored = entry.scored.mixed_with(clean, chosen)
-        rows[row] = _metrics(scored, test, threshold, JUDGED_BY[entry.attack])
-    return {"attack": entry.attack, "eps": entry.eps, "rows": rows}
+class _Findings:
+    """Everything that an evaluation writes down.
 
+    Args:
+        campaign: detector, images and store.
+        suite: what to run.
+        known: what else is known of the detector.
+        advance: called with what is being done, and the fraction of it that is done.
+    """
 
-def _metrics(
-    scored: Scored, test: TestSet, threshold: float | None, wanted: Sequence[str] = LEVELS
-) -> dict[str, Any]:
-    metrics: dict[str, Any] = {}
-    if "image" in wanted:
-        metrics["image"] = asdict(image_metrics(scored.scores, test.labels))
-    if "pixel" in wanted and test.masks is not None:
-        maps = [
+    def __init__(
+        self,
+        campaign: Campaign,
+        suite: Suite,
+        known: Surroundings,
+        advance: Callable[[str, float], None],
+    ) -> None:
+        self.campaign, self.suite, self.known = campaign, suite, known
+        self.test, self.clean, self.seed = campaign.test, campaign.clean, campaign.seed
+        self.advance = advance
+        self.results = [self._attack(threat) for threat in suite.threats]
+        self.worst = tuple(worst for result in self.results for worst in result.worst)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds besides the protocol."""
+        summary: dict[str, Any] = {
+            "clean": self._metrics(self.clean),
+            "intervals": self._intervals(self.clean.scores),
+            "attacked": [entry for result in self.results for entry in self._entries(result)],
+            "skipped": {name: why for found in self.results for name, why in found.skipped.items()},
+            "minimal_eps": self._minimal_eps(),
+            "stress": [entry for name in self.suite.stress for entry in self._stress(name)],
+            "scores": self._scores(),
+        }
+        checks = self._checks() if self.known.checks else []
+        summary["checks"] = [asdict(check) for check in checks]
+        summary["unreliable"] = any(check.status == "FAIL" for check in checks)
+        return {name: value for name, value in summary.items() if value not in (None, {}, [])}
+
+    def _attack(self, threat: ThreatConfig) -> ThreatResult:
+        def advance(done: float) -> None:
+            self.advance(f"{threat.norm} attacks", done)
+
+        return run_threat(self.campaign, threat, advance)
+
+    def _entries(self, result: ThreatResult) -> Iterator[dict[str, Any]]:
+        yield from map(self._worst_entry, result.worst)
+        for entry in result.attacked:
+            rows = {row: self._image_row(entry.scored.scores, row) for row in ROWS}
+            if entry.pixel:
+                rows["both"]["pixel"] = dict(entry.pixel)
+            yield {"attack": entry.attack, "norm": entry.norm, "eps": entry.eps, "rows": rows}
+
+    def _worst_entry(self, worst: Worst) -> dict[str, Any]:
+        rows = {row: self._image_row(worst.scores, row) for row in ROWS}
+        intervals = self._intervals(worst.scores)
+        entry: dict[str, Any] = {
+            "attack": WORST,
+            "norm": worst.norm,
+            "eps": worst.eps,
+            "rows": rows,
+            "intervals": intervals,
+            "winners": _shares(worst.winners),
+        }
+        if worst.floor is not None:
+            for row in ROWS:
+                rows[row]["pixel"] = self._worst_pixels(worst, row)
+            selected = worst.selections["both", "auroc"]
+            found = pixel_auroc_interval(selected.histograms, self.test.labels, seed=self.seed)
+            intervals["pixel"] = {"auroc": list(found)}
+            entry["floor"] = {"pixel": {"auroc": worst.floor}}
+            entry["pixel_winners"] = _shares(selected.attacks)
+        return entry
+
+    def _worst_pixels(self, worst: Worst, row: str) -> dict[str, float]:
+        """Exact metrics of the worst mixture for AUROC, with the AUPRO of its own worst one."""
+        found = self._pixel_metrics(worst.selections[row, "auroc"].maps)
+        other = self._pixel_metrics(worst.selections[row, "aupro"].maps)
+        return {**found, "aupro": min(found["aupro"], other["aupro"])}
+
+    def _metrics(self, scored: Scored) -> dict[str, Any]:
+        metrics = self._image_row(scored.scores, "both")
+        if self.test.masks is not None:
+            metrics["pixel"] = self._pixel_metrics(scored.maps)
+        return metrics
+
+    def _image_row(self, attacked: np.ndarray, row: str) -> dict[str, Any]:
+        """Image metrics, and the rates at the threshold, with one class attacked or both."""
+        chosen = np.where(self.test.labels, *ROWS[row])
+        scores = np.where(chosen, attacked, self.clean.scores)
+        metrics = {"image": asdict(image_metrics(scores, self.test.labels))}
+        if self.known.threshold is not None:
+            tpr, fpr = rates_at(scores, self.test.labels, self.known.threshold)
+            metrics["deployed"] = {"tpr": tpr, "fpr": fpr}
+        return metrics
+
+    def _pixel_metrics(self, maps: np.ndarray) -> dict[str, float]:
+        assert self.test.masks is not None
+        resized = [
             resize_map(anomaly_map, mask.shape)
-            for anomaly_map, mask in zip(scored.maps, test.masks, strict=True)
+            for anomaly_map, mask in zip(maps, self.test.masks, strict=True)
         ]
-        metrics["pixel"] = asdict(pixel_metrics(maps, list(test.masks)))
-    if "deployed" in wanted and threshold is not None:
-        tpr, fpr = rates_at(scored.scores, test.labels, threshold)
-        metrics["deployed"] = {"tpr": tpr, "fpr": fpr}
-    return metrics
+        return asdict(pixel_metrics(resized, list(self.test.masks)))
+
+    def _intervals(self, scores: np.ndarray) -> dict[str, dict[str, list[float]]]:
+        labels, threshold = self.test.labels, self.known.threshold
+        found: dict[str, dict[str, list[float]]] = {}
+        found["image"] = {"auroc": list(image_auroc_interval(scores, labels, seed=self.seed))}
+        if threshold is not None:
+            tpr, fpr = rate_intervals(scores, labels, threshold, seed=self.seed)
+            found["deployed"] = {"tpr": list(tpr), "fpr": list(fpr)}
+        return found
+
+    def _minimal_eps(self) -> dict[str, Any] | None:
+        """The smallest eps that carries each image over the threshold, by the first threat."""
+        threat = self.suite.threats[0]
+        if self.suite.minimal_eps is None or self.known.threshold is None:
+            return None
+        if threat.norm not in BALLS:
+            return None
+        attack = MinimalEps(ball=BALLS[threat.norm], **self.suite.minimal_eps)
+        try:
+            found = self._smallest(attack, self.known.threshold)
+        except NotDifferentiable:
+            return None
+        labels = self.test.labels
+        return {
+            "norm": threat.norm,
+            "threshold": self.known.threshold,
+            "median": float(np.median(found)),
+            "median_normals": float(np.median(found[~labels])),
+            "median_anomalies": float(np.median(found[labels])),
+            "values": found.tolist(),
+        }
+
+    def _smallest(self, attack: MinimalEps, threshold: float) -> np.ndarray:
+        detector, test = self.campaign.detector, self.test
+        device = device_of(detector)
+        labels = torch.from_numpy(test.labels)
+        found, done = [], 0
+        for batch in self.campaign.batches:
+            chosen = torch.from_numpy(batch)
+            eps, _ = attack(
+                detector,
+                test.images[chosen].to(device),
+                labels[chosen].to(device),
+                threshold=threshold,
+                generator=torch.Generator(device).manual_seed(self.seed),
+            )
+            found.append(eps.cpu().numpy())
+            done += len(batch)
+            self.advance("minimal eps", done / len(labels))
+        return np.concatenate(found)
+
+    def _stress(self, name: str) -> Iterator[dict[str, Any]]:
+        for severity in SEVERITIES:
+            images = stressed(self.test.images, name, severity, self.seed)
+            scored = score_images(self.campaign.detector, images, self.campaign.batch_size)
+            yield {"name": name, "severity": severity, **self._metrics(scored)}
+
+    def _scores(self) -> dict[str, Any]:
+        scores = {
+            f"{WORST} {worst.norm} {worst.eps}": worst.scores.tolist() for worst in self.worst
+        }
+        for result in self.results:
+            for entry in result.attacked:
+                if entry.attack == LEGACY:
+                    key = f"{LEGACY} {entry.norm} {entry.eps}"
+                    scores[key] = entry.scored.scores.tolist()
+        return {
+            "names": list(self.test.names),
+            "kinds": list(self.test.kinds),
+            "clean": self.clean.scores.tolist(),
+            **scores,
+        }
+
+    def _checks(self) -> list[Check]:
+        threat, result = self.suite.threats[0], self.results[0]
+        nearest = min(threat.eps, key=lambda eps: abs(parse_size(threat.norm, eps) - CHECK_EPS))
+        linf = threat.norm == "linf"
+        context = CheckContext(
+            detector=self.campaign.detector,
+            test=self.test,
+            clean=self.clean,
+            attacked=result.attacked if linf else (),
+            worst=result.worst if linf else (),
+            eps=parse_size(threat.norm, nearest) if linf else CHECK_EPS,
+            threshold=self.known.threshold,
+            twin_auroc=self.known.twin_auroc.get(nearest),
+            deployed=self.known.deployed,
+            provenance={"seed": self.seed, "intervals": True, **self.known.provenance},
+            seed=self.seed,
+            effort="full" if self.suite.all_checks else "quick",
+        )
+        return run_checks(context, advance=lambda done: self.advance("self-checks", done))
 
 
-def _scores(clean: Scored, attacked: list[Attacked], test: TestSet) -> dict[str, Any]:
-    return {
-        "names": list(test.names),
-        "kinds": list(test.kinds),
-        "clean": clean.scores.tolist(),
-        **{f"{entry.attack} {entry.eps}": entry.scored.scores.tolist() for entry in attacked},
-    }
+def _shares(names: Sequence[str]) -> dict[str, float]:
+    """The share of images of each name, largest first."""
+    return {name: count / len(names) for name, count in Counter(names).most_common()}

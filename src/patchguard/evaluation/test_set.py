@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,23 @@ class TestSet:
     def labels(self) -> np.ndarray:
         """[N] bool, True = anomalous."""
         return np.array([kind != "good" for kind in self.kinds])
+
+    def subset(self, count: int, seed: int) -> TestSet:
+        """At least ``count`` images chosen at random, about the same share of each kind."""
+        rng = np.random.default_rng(seed)
+        share = min(1.0, count / len(self.kinds))
+        chosen: list[int] = []
+        for kind in sorted(set(self.kinds)):
+            of_kind = np.flatnonzero(np.array(self.kinds) == kind)
+            wanted = math.ceil(share * len(of_kind))
+            chosen += rng.choice(of_kind, wanted, replace=False).tolist()
+        chosen.sort()
+        return TestSet(
+            names=tuple(self.names[index] for index in chosen),
+            kinds=tuple(self.kinds[index] for index in chosen),
+            images=self.images[chosen],
+            masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
+        )
 
     def coverage(self) -> Tensor:
         """Anomalous fraction of each pixel at the detector's size, [N, S, S]; 0 without masks."""

@@ -56,4 +56,4 @@ class MapHead(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         matrix = cast(Tensor, self.matrix)
-        return matrix @ logits.float() @ matrix.T
+        return matrix @ logits.to(matrix.dtype) @ matrix.T

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from patchguard.config import ModelConfig
@@ -82,7 +83,9 @@ class PatchGuard(Detector):
         return logits.view(-1, self.grid, self.grid)
 
     def _detection(self, logits: Tensor) -> Detection:
-        score = top_k_mean(logits.flatten(1).float(), self.config.top_k)
+        # Not in half precision under autocast.
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        score = top_k_mean(logits.flatten(1).to(precise), self.config.top_k)
         return Detection(score, self.map_head(logits))
 
     @classmethod

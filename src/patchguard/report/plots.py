@@ -7,8 +7,9 @@ stand-in becomes a CSS variable of the page.
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -40,6 +41,9 @@ SIZE = (4.6, 2.9)
 AXES = (0.16, 0.17, 0.82, 0.73)
 """Left, bottom, width and height as fractions: the same for all, so that neighbours align."""
 
+MIN_TICK_GAP = 0.12
+"""Of the width of the axes: what the name of a radius takes."""
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -70,28 +74,35 @@ _FURNITURE = tuple(
         r"<metadata>.*?</metadata>",
         r"<style[^>]*>.*?</style>",  # It would apply to the whole page.
         r" font-family: [^;\"]*;",
-        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|Poly)[^"]*"',
+        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend'
+        r'|Poly|FillBetween)[^"]*"',
     )
 )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a figure: points `[n]` each, what it is, and its stand-in colour."""
+    """A line of a figure: points `[n]` each, what it is, and how it is drawn.
+
+    ``low`` and ``high`` `[n]` bound the band around it; nan where there is none.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
     label: str
     colour: str
-    dashed: bool = False
+    line: str
+    marker: str
 
 
-def auroc_against_eps(curves: Sequence[Curve], eps: Sequence[str], metric: str) -> str:
-    """AUROC of each detector over the radius of the attack; the clean one at 0.
+def auroc_against_eps(curves: Sequence[Curve], radii: Mapping[str, float], metric: str) -> str:
+    """AUROC over the radius of the attack; the clean one at 0.
 
     Args:
-        curves: x in units of 1/255.
-        eps: the radii as written, which label the ticks after 0.
+        curves: those to draw.
+        radii: by the names that label their ticks.
         metric: label of the vertical axis.
     """
     with mpl.rc_context(_STYLE):
@@ -101,18 +112,21 @@ def auroc_against_eps(curves: Sequence[Curve], eps: Sequence[str], metric: str) 
                 curve.x,
                 curve.y,
                 color=curve.colour,
-                linestyle="--" if curve.dashed else "-",
-                marker="s" if curve.dashed else "o",
+                linestyle=curve.line,
+                marker=curve.marker,
                 markersize=5,
                 linewidth=2,
                 label=curve.label,
                 clip_on=False,
             )
+            if np.isfinite(curve.low).any():
+                axes.fill_between(
+                    curve.x, curve.low, curve.high, color=curve.colour, alpha=0.15, linewidth=0
+                )
         axes.axhline(0.5, color=FAINT, linewidth=1, linestyle=":")
         axes.set(ylim=(-0.02, 1.02), xlabel="attack radius eps", ylabel=metric)
         axes.set_xlim(left=0)
-        ticks = curves[0].x
-        axes.set_xticks(ticks, ["clean", *eps] if len(ticks) <= 6 else [f"{x:g}" for x in ticks])
+        axes.set_xticks(list(radii.values()), _spaced(radii))
         _legend_above(axes)
         return _svg(figure, f"{metric} against eps: " + "; ".join(map(_in_words, curves)))
 
@@ -126,27 +140,46 @@ def score_histogram(
 ) -> str:
     """Image scores `[N]` of normal and anomalous images, with the calibrated threshold."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes()
-        for chosen, label, colour in (
-            (~anomalous, "normal", NORMAL),
-            (anomalous, "anomalous", ANOMALOUS),
-        ):
-            axes.hist(
-                scores[chosen],
-                edges,
-                color=colour,
-                edgecolor=colour,
-                alpha=0.5,
-                label=label,
-                histtype="stepfilled",
-                linewidth=1.5,
-            )
+        figure, axes = _two_classes(scores, anomalous, edges)
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1.5, linestyle="--", label="threshold")
-        axes.set(xlim=(edges[0], edges[-1]), xlabel="image score", ylabel="images")
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("image score")
         _legend_above(axes)
         return _svg(figure, f"image scores of normal and anomalous images: {whose}")
+
+
+def radius_histogram(
+    radii: Floats, anomalous: npt.NDArray[np.bool_], edges: Floats, unit: str
+) -> str:
+    """Minimal eps `[N]` of normal and anomalous images; those beyond the edges are not shown."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _two_classes(radii, anomalous, edges)
+        axes.set_xlabel(f"smallest perturbation that flips the verdict ({unit})")
+        _legend_above(axes)
+        return _svg(figure, "minimal eps of normal and anomalous images")
+
+
+def _two_classes(
+    values: Floats, anomalous: npt.NDArray[np.bool_], edges: Floats
+) -> tuple[Figure, Any]:
+    figure, axes = _axes()
+    for chosen, label, colour in (
+        (~anomalous, "normal", NORMAL),
+        (anomalous, "anomalous", ANOMALOUS),
+    ):
+        axes.hist(
+            values[chosen],
+            edges,
+            color=colour,
+            edgecolor=colour,
+            alpha=0.5,
+            label=label,
+            histtype="stepfilled",
+            linewidth=1.5,
+        )
+    axes.set(xlim=(edges[0], edges[-1]), ylabel="images")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure, axes
 
 
 def training_curve(points: Floats, quantity: str) -> str:
@@ -158,6 +191,18 @@ def training_curve(points: Floats, quantity: str) -> str:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         return _svg(figure, f"{quantity} over the training steps")
+
+
+def _spaced(radii: Mapping[str, float]) -> list[str]:
+    """The names of the ticks, without those that would overlap a larger one or the first."""
+    names = list(radii)
+    width = MIN_TICK_GAP * max(radii.values())
+    shown, limit = {names[0]}, math.inf
+    for name in names[:0:-1]:
+        if width <= radii[name] <= limit:
+            shown.add(name)
+            limit = radii[name] - width
+    return [name if name in shown else "" for name in names]
 
 
 def shared_edges(scores: Sequence[Floats], threshold: float | None, bins: int = 40) -> Floats:
@@ -182,7 +227,8 @@ def _legend_above(axes: Any) -> None:
         frameon=False,
         borderaxespad=0.2,
         handlelength=1.6,
-        columnspacing=1.2,
+        columnspacing=1.0,
+        handletextpad=0.5,
     )
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from patchguard.config import parse_eps
 from patchguard.report import pictures, plots, tables, wording
-from patchguard.report.contents import Gallery, Judged, Metrics, Run, read_run
+from patchguard.report.contents import LEGACY, WORST, Gallery, Judged, Metrics, Run, read_run
+from patchguard.report.page import page
 from patchguard.report.wording import metric, number, percent
 
-TEMPLATES = Path(__file__).parent / "templates"
 TOLD_ELSEWHERE = ("recipe", "evaluation")
 OURS, TWIN = "this detector", "undefended twin"
+LEVEL_OF = {"PASS": "good", "WARN": "fair", "FAIL": "poor", "SKIP": "unknown"}
+"""The colour of each status of a check."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ class Exhibition:
 
     headings: tuple[str, ...]
     specimens: tuple[Specimen, ...]
-    attack: str
     eps: str
     factor: int
     scales: tuple[tuple[str, str, str], ...]
@@ -61,16 +63,8 @@ def render_report(run: Path) -> Path:
         PatchGuardError: not a run folder, or a file in it is damaged.
     """
     contents = read_run(run)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(**_context(contents))
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page("report.html.j2", _context(contents)), encoding="utf-8")
     return path
 
 
@@ -105,29 +99,35 @@ def _context(run: Run) -> dict[str, Any]:
 def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
     metrics, other = judged.metrics, twin.metrics if twin else None
     rates = tables.deployed(metrics)
+    headline = metrics.headline()
     return {
         "metrics": metrics,
         "twin": twin,
         "verdict": wording.verdict(metrics, other),
         "tiles": wording.tiles(metrics, other),
-        "headline_eps": result.eps if (result := metrics.headline("score")) else None,
-        "detection": tables.by_eps(
-            metrics, other, "score", tables.IMAGE + rates, (tables.TWIN_IMAGE,)
-        ),
-        "detection_classes": tables.by_class(
-            metrics, "score", (tables.IMAGE[0], tables.TIES, *rates)
-        ),
-        "localization": tables.by_eps(metrics, other, "map", tables.PIXEL, (tables.TWIN_PIXEL,)),
-        "localization_classes": tables.by_class(metrics, "map", tables.PIXEL),
-        "legacy": tables.by_eps(
-            metrics, other, "legacy", tables.EITHER + rates, tables.TWIN_EITHER
-        ),
+        "headline": headline and wording.at(headline),
+        "norm": wording.norm_name(metrics.norms[0]),
+        "threat": wording.threat(metrics.norms[0]),
+        "detection": tables.by_eps(metrics, other, tables.IMAGE + rates, (tables.TWIN_IMAGE,)),
+        "detection_classes": tables.by_class(metrics, tables.IMAGE_BY_CLASS + rates),
+        "localization": tables.by_eps(metrics, other, tables.PIXEL, (tables.TWIN_PIXEL,)),
+        "localization_classes": tables.by_class(metrics, tables.PIXEL_BY_CLASS),
+        "published": tables.published(metrics, other),
+        "image_members": tables.members(metrics, "image"),
+        "pixel_members": tables.members(metrics, "pixel"),
+        "other_norms": tables.other_norms(metrics, tables.EITHER + rates),
+        "stress": tables.stress(metrics, tables.STRESSED + rates),
+        "distances": wording.quantiles(metrics.minimal_eps) if metrics.minimal_eps else [],
+        "distance_panels": _distance_panels(metrics),
         "curves": _curve_panels(metrics, other),
         "histograms": _histogram_panels(judged, OURS)
         + (_histogram_panels(twin, TWIN) if twin else []),
         "exhibition": _exhibition(judged, twin),
         "protocol": _listed(metrics.protocol),
         "test_images": _test_images(metrics),
+        "tally": wording.tally(metrics),
+        "level_of": LEVEL_OF,
+        "check_number": wording.check_number,
     }
 
 
@@ -209,8 +209,8 @@ def _listed(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
     pairs: list[tuple[str, str]] = []
     for key, value in content.items():
         name = f"{prefix}{key}".replace("_", " ")
-        if key == "attacks":
-            pairs += _listed(value, "attack: ")
+        if key in ("attacks", "threats"):
+            pairs += _listed(value, f"{key.removesuffix('s')}: ")
         elif isinstance(value, Mapping):
             pairs.append((name, ", ".join(f"{part} {told}" for part, told in value.items())))
         elif isinstance(value, list):
@@ -222,41 +222,58 @@ def _listed(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
     panels = []
-    for attack, part, caption in (
-        ("score", "image", "Finding defective images, under the attack on the image score."),
-        ("map", "pixel", "Finding defective pixels, under the attack on the map."),
+    for part, caption in (
+        ("image", "Finding defective images, in the worst case."),
+        ("pixel", "Finding defective pixels, in the worst case."),
     ):
-        curves = [_curve(metrics, attack, part, OURS, plots.OURS)]
+        curves = [_curve(metrics, WORST, part, OURS, plots.OURS, "-", "o")]
         if twin:
-            curves.append(_curve(twin, attack, part, TWIN, plots.TWIN, dashed=True))
-        if len(curves[0].x) > 1:
-            eps = [result.eps for result in metrics.under(attack)]
-            drawing = plots.auroc_against_eps(curves, eps, f"{part} AUROC")
+            curves.append(_curve(twin, WORST, part, "twin", plots.TWIN, "--", "s"))
+        curves.append(_curve(metrics, LEGACY, part, "published", plots.INK, ":", "^"))
+        drawn = [curve for curve in curves if len(curve.x) > 1]
+        if drawn:
+            ticks = {"clean": 0.0} | {each.eps: each.radius for each in metrics.under(WORST)}
+            drawing = plots.auroc_against_eps(drawn, ticks, f"{part} AUROC")
             panels.append(Panel(Markup(drawing), caption))
     return panels
 
 
 def _curve(
-    metrics: Metrics, attack: str, part: str, label: str, colour: str, *, dashed: bool = False
+    metrics: Metrics, attack: str, part: str, label: str, colour: str, line: str, marker: str
 ) -> plots.Curve:
-    results = metrics.under(attack)
-    return plots.Curve(
-        x=[0.0, *(255 * result.radius for result in results)],
-        y=[metric(metrics.clean, part, "auroc")]
-        + [metric(result.both, part, "auroc") for result in results],
-        label=label,
-        colour=colour,
-        dashed=dashed,
+    """The clean AUROC and those under an attack; empty where none was measured."""
+    measured = [(0.0, metrics.clean)]
+    measured += [(result.radius, result.both) for result in metrics.under(attack)]
+    found = [
+        (radius, *(metric(values, part, name) for name in ("auroc", "auroc_low", "auroc_high")))
+        for radius, values in measured
+        if math.isfinite(metric(values, part, "auroc"))
+    ]
+    x, y, low, high = zip(*found, strict=True) if found else ((), (), (), ())
+    return plots.Curve(x, y, low, high, label, colour, line, marker)
+
+
+def _distance_panels(metrics: Metrics) -> list[Panel]:
+    """How far each image is from the other verdict, where every image was asked."""
+    found = metrics.minimal_eps
+    if found is None or found.values.shape != metrics.anomalous.shape:
+        return []
+    linf = found.norm == "linf"
+    radii = found.values * (255 if linf else 1)
+    edges = plots.shared_edges([np.append(radii, 0.0)], None)
+    drawing = plots.radius_histogram(
+        radii, metrics.anomalous, edges, "n/255" if linf else wording.norm_name(found.norm)
     )
+    return [Panel(Markup(drawing), "Images at 0 are on the wrong side already.")]
 
 
 def _histogram_panels(judged: Judged, whose: str) -> list[Panel]:
-    """Image scores clean and under the attack of the headline, on one axis."""
+    """Image scores clean and in the worst case of the headline, on one axis."""
     metrics, threshold = judged.metrics, judged.threshold
     shown = {"clean": metrics.scores["clean"]}
-    result = metrics.headline("score")
+    result = metrics.headline()
     if result:
-        shown[f"attacked at {result.eps}"] = metrics.scores[result.scores_key]
+        shown[f"worst case at {wording.at(result)}"] = metrics.scores[result.scores_key]
     edges = plots.shared_edges(list(shown.values()), threshold)
     return [
         Panel(
@@ -295,7 +312,8 @@ def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
     beside = twin.gallery if twin and twin.gallery else None
     if beside and beside.names != gallery.names:
         beside = None
-    factor = pictures.magnification(parse_eps(gallery.eps))
+    # The largest change that was made, as eps is no number of grey values in every norm.
+    factor = pictures.magnification(float(np.abs(gallery.attacked - gallery.images).max()))
     scales = [(OURS, pictures.ColourScale.over([gallery.maps, gallery.attacked_maps]))]
     if beside:
         scales.append((TWIN, pictures.ColourScale.over([beside.attacked_maps])))
@@ -310,7 +328,6 @@ def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
             )
             for index, name in enumerate(gallery.names)
         ),
-        attack=gallery.attack,
         eps=gallery.eps,
         factor=factor,
         scales=tuple((whose, number(scale.low), number(scale.high)) for whose, scale in scales),

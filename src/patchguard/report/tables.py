@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from patchguard.report.contents import ROWS, Metrics, Values
-from patchguard.report.wording import DASH, metric, number, percent, targets, with_misses
+from patchguard.report.contents import LEGACY, ROWS, WORST, AttackResult, Metrics, Values
+from patchguard.report.wording import (
+    DASH,
+    gap,
+    interval,
+    metric,
+    norm_name,
+    number,
+    percent,
+    targets,
+    with_misses,
+)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of metrics: heading, the metric it shows and how it is written."""
+    """A column of metrics: heading, the metrics it shows and how they are written."""
 
     heading: str
     judged: str
-    name: str
-    text: Callable[[float], str] = number
+    names: tuple[str, ...]
+    text: Callable[..., str] = number
+
+    def cell(self, values: Values) -> str:
+        shown = with_misses(values)
+        return self.text(*(metric(shown, self.judged, name) for name in self.names))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, and the cells of each row."""
+    """Headings, the cells of each row, and those that stand out, as (row, column)."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    marked: frozenset[tuple[int, int]] = frozenset()
 
 
+INTERVAL = ("auroc_low", "auroc_high")
 IMAGE = (
-    Column("AUROC", "image", "auroc"),
-    Column("AP", "image", "ap"),
-    Column("F1-max (oracle)", "image", "f1_max"),
+    Column("AUROC", "image", ("auroc",)),
+    Column("95 % interval", "image", INTERVAL, interval),
+    Column("AP", "image", ("ap",)),
+    Column("F1-max (oracle)", "image", ("f1_max",)),
 )
 PIXEL = (
-    Column("AUROC", "pixel", "auroc"),
-    Column("AP", "pixel", "ap"),
-    Column("F1-max (oracle)", "pixel", "f1_max"),
-    Column("AUPRO@0.3", "pixel", "aupro"),
+    Column("AUROC", "pixel", ("auroc",)),
+    Column("95 % interval", "pixel", INTERVAL, interval),
+    Column("AUROC, floor", "pixel", ("auroc_floor",)),
+    Column("AP", "pixel", ("ap",)),
+    Column("F1-max (oracle)", "pixel", ("f1_max",)),
+    Column("AUPRO@0.3", "pixel", ("aupro",)),
 )
-TIES = Column("AUROC, ties lost", "image", "auroc_conservative")
+IMAGE_BY_CLASS = (IMAGE[0], Column("AUROC, ties lost", "image", ("auroc_conservative",)))
+PIXEL_BY_CLASS = (PIXEL[0], *PIXEL[3:])
 EITHER = (
-    Column("image AUROC", "image", "auroc"),
-    Column("pixel AUROC", "pixel", "auroc"),
+    Column("image AUROC", "image", ("auroc",)),
+    Column("95 % interval", "image", INTERVAL, interval),
+    Column("pixel AUROC", "pixel", ("auroc",)),
+    Column("pixel AUROC, floor", "pixel", ("auroc_floor",)),
 )
-TWIN_IMAGE = Column("twin: AUROC", "image", "auroc")
-TWIN_PIXEL = Column("twin: AUROC", "pixel", "auroc")
-TWIN_EITHER = (
-    Column("twin: image AUROC", "image", "auroc"),
-    Column("twin: pixel AUROC", "pixel", "auroc"),
-)
+STRESSED = (EITHER[0], EITHER[2])
+TWIN_IMAGE = Column("twin: AUROC", "image", ("auroc",))
+TWIN_PIXEL = Column("twin: AUROC", "pixel", ("auroc",))
 ATTACKED = {
     "both": "normal and anomalous images",
     "anomalies": "anomalous images only (hiding defects)",
@@ -60,25 +80,24 @@ def deployed(metrics: Metrics) -> tuple[Column, ...]:
     """The rates at the calibrated threshold."""
     found = targets(metrics)
     return (
-        Column(f"{found} caught (TPR)", "deployed", "tpr", percent),
-        Column(f"{found} that pass (1\u00a0−\u00a0TPR)", "deployed", "fnr", percent),
-        Column("false alarms (FPR)", "deployed", "fpr", percent),
+        Column(f"{found} caught (TPR)", "deployed", ("tpr",), percent),
+        Column(f"{found} that pass (1\u00a0−\u00a0TPR)", "deployed", ("fnr",), percent),
+        Column("false alarms (FPR)", "deployed", ("fpr",), percent),
     )
 
 
 def by_eps(
     metrics: Metrics,
     twin: Metrics | None,
-    attack: str,
     columns: Sequence[Column],
     twin_columns: Sequence[Column],
 ) -> Table:
-    """Clean, then every eps of an attack with both classes attacked; the twin in the last columns.
+    """Clean, then the worst case at every eps; the twin in the last columns.
 
     Columns of which nothing was measured are left out.
     """
-    attacked = _clean_and_attacked(metrics, attack)
-    beside = _clean_and_attacked(twin, attack) if twin else {}
+    attacked = _clean_and_worst(metrics)
+    beside = _clean_and_worst(twin) if twin else {}
     rows = [
         (eps, *_cells(values, columns), *_cells(beside.get(eps, {}), twin_columns))
         for eps, values in attacked.items()
@@ -87,24 +106,111 @@ def by_eps(
     return _without_empty(headings, rows)
 
 
-def by_class(metrics: Metrics, attack: str, columns: Sequence[Column]) -> Table:
-    """Every eps of an attack, with both classes attacked and with one."""
+def by_class(metrics: Metrics, columns: Sequence[Column]) -> Table:
+    """The worst case at every eps, with both classes attacked and with one."""
     rows = [
         (result.eps, ATTACKED[row], *_cells(result.rows[row], columns))
-        for result in metrics.under(attack)
+        for result in metrics.under(WORST)
         for row in ROWS
+        if row in result.rows
     ]
     return _without_empty(("eps", "attacked", *(column.heading for column in columns)), rows)
 
 
-def _clean_and_attacked(metrics: Metrics, attack: str) -> dict[str, Values]:
-    results = {result.eps: result.both for result in metrics.under(attack)}
+def other_norms(metrics: Metrics, columns: Sequence[Column]) -> Table:
+    """The worst case at every eps of all norms but the first."""
+    rows = [
+        (norm_name(norm), result.eps, *_cells(result.both, columns))
+        for norm in metrics.norms[1:]
+        for result in metrics.under(WORST, norm)
+    ]
+    return _without_empty(("threat", "eps", *(column.heading for column in columns)), rows)
+
+
+def published(metrics: Metrics, twin: Metrics | None) -> Table:
+    """The published attack beside the worst case at the same eps, and the gap between them."""
+    compared = [(metrics, "", "image"), (metrics, "", "pixel")]
+    if twin:
+        compared.append((twin, "twin: ", "image"))
+    headings = ["eps"]
+    for _, whose, part in compared:
+        headings += [f"{whose}{part} AUROC, published", f"{whose}worst case", f"{whose}gap"]
+    rows = []
+    for eps in (result.eps for result in metrics.under(LEGACY)):
+        pairs = [
+            [metric(_at(each.under(attack), eps), part, "auroc") for attack in (LEGACY, WORST)]
+            for each, _, part in compared
+        ]
+        cells = [(number(kind), number(worst), gap(kind - worst)) for kind, worst in pairs]
+        rows.append((eps, *(cell for each in cells for cell in each)))
+    return _without_empty(tuple(headings), rows)
+
+
+def members(metrics: Metrics, part: str) -> Table:
+    """AUROC of images or pixels under each attack of the suite alone, below the worst case.
+
+    The lowest of each eps is marked. The last column is the share of the images for which the
+    worst case takes an attack, at the eps of the headline.
+    """
+    worst, headline = metrics.under(WORST), metrics.headline()
+    radii = [result.eps for result in worst]
+    names = [WORST, *(name for name in metrics.members() if _measured(metrics, name, part))]
+    values = [
+        [metric(_at(metrics.under(name), eps), part, "auroc") for eps in radii] for name in names
+    ]
+    winners = headline.winners[part] if headline else {}
+    shares = ["", *(percent(winners.get(name, 0.0)) for name in names[1:])]
+    labels = ["worst case", *names[1:]]
+    rows = [
+        (label, *map(number, row), *((share,) if winners else ()))
+        for label, row, share in zip(labels, values, shares, strict=True)
+    ]
+    if "clean" in winners:
+        rows.append(("none: the clean image", *[""] * len(radii), percent(winners["clean"])))
+    headings = (
+        "attack",
+        *radii,
+        *((f"worst for, at {headline.eps}",) if headline and winners else ()),
+    )
+    return Table(headings, tuple(rows), _lowest(values[1:]))
+
+
+def stress(metrics: Metrics, columns: Sequence[Column]) -> Table:
+    """Clean, then every natural disturbance."""
+    rows = [("none", "", *_cells(metrics.clean, columns))]
+    rows += [
+        (each.name.replace("_", " "), each.severity, *_cells(each.values, columns))
+        for each in metrics.stress
+    ]
+    headings = ("disturbance", "severity", *(column.heading for column in columns))
+    return _without_empty(headings, rows)
+
+
+def _lowest(values: Sequence[Sequence[float]]) -> frozenset[tuple[int, int]]:
+    """The least of each column, as places in a table with one row above and one column before."""
+    marked = set()
+    for place, column in enumerate(zip(*values, strict=True), 1):
+        least = min((value for value in column if math.isfinite(value)), default=math.nan)
+        marked |= {(row, place) for row, value in enumerate(column, 1) if value == least}
+    return frozenset(marked)
+
+
+def _measured(metrics: Metrics, attack: str, part: str) -> bool:
+    return any(math.isfinite(metric(each.both, part, "auroc")) for each in metrics.under(attack))
+
+
+def _at(results: Sequence[AttackResult], eps: str) -> Values:
+    return next((result.both for result in results if result.eps == eps), {})
+
+
+def _clean_and_worst(metrics: Metrics) -> dict[str, Values]:
+    results = {result.eps: result.both for result in metrics.under(WORST)}
     return {"none": metrics.clean, **results}
 
 
 def _cells(values: Values, columns: Sequence[Column]) -> Iterator[str]:
     for column in columns:
-        yield column.text(metric(with_misses(values), column.judged, column.name))
+        yield column.cell(values)
 
 
 def _without_empty(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

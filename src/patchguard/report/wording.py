@@ -5,12 +5,60 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from patchguard.report.contents import AttackResult, Metrics, Values
+import numpy as np
+
+from patchguard.evaluation.card import eps_text
+from patchguard.evaluation.card_format import STATUSES
+from patchguard.report.contents import LEGACY, AttackResult, Metrics, MinimalEps, Values
 
 DASH = "–"
 GOOD_AUROC, FAIR_AUROC = 0.9, 0.7
 HOLDS_AUROC, WEAKENED_AUROC = 0.8, 0.5
 LEVELS = ("good", "fair", "poor")
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0", "patch": "patch"}
+THREATS = {
+    "linf": "changes every value of every pixel by at most eps",
+    "l2": "changes every image by at most eps in the Euclidean norm",
+    "l1": "changes every image by at most eps in the sum of absolute changes",
+    "l0": "changes at most eps pixels of every image, as much as it likes",
+    "patch": "replaces a square of every image whose share of the area is eps",
+}
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def norm_name(norm: str) -> str:
+    """A threat's norm as people write it."""
+    return NORMS.get(norm, norm)
+
+
+def threat(norm: str) -> str:
+    """What an attacker of that norm does, to follow “the attacker”."""
+    return THREATS.get(norm, f"changes every image by at most eps in the {norm} norm")
+
+
+def at(result: AttackResult) -> str:
+    """The radius of a result and its norm, where that is not linf."""
+    return result.eps if result.norm == "linf" else f"{norm_name(result.norm)} {result.eps}"
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval, or a dash."""
+    return f"{number(low)} to {number(high)}" if math.isfinite(low + high) else DASH
+
+
+def gap(value: float) -> str:
+    """A difference of two metrics with its sign."""
+    return f"+{number(value)}" if value >= 0 else number(value)
+
+
+def check_number(value: float) -> str:
+    """Three significant digits, as checks span many orders of magnitude."""
+    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else DASH
+
+
+def radius(norm: str, value: float) -> str:
+    """A radius, or that none was found."""
+    return DASH if math.isnan(value) else eps_text(norm, value)
 
 
 def number(value: float) -> str:
@@ -39,11 +87,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Tile:
-    """A number that stands out: clean, under attack, and that of the twin under attack."""
+    """A number that stands out: clean, in the worst case, and what else belongs beside that.
+
+    ``legacy`` is what the published attack says, ``twin`` the worst case of the twin; None where
+    there is none.
+    """
 
     label: str
     clean: str
-    attacked: str
+    worst: str
+    legacy: str | None
     twin: str | None
 
 
@@ -53,7 +106,7 @@ def targets(metrics: Metrics) -> str:
 
 
 def verdict(metrics: Metrics, twin: Metrics | None) -> Verdict:
-    """What the image AUROCs say, clean and under the attack of the headline."""
+    """What the image AUROCs say, clean and in the worst case of the headline."""
     clean = metric(metrics.clean, "image", "auroc")
     if not math.isfinite(clean):
         return Verdict(
@@ -63,34 +116,71 @@ def verdict(metrics: Metrics, twin: Metrics | None) -> Verdict:
         )
     title, level = _skill(clean, targets(metrics))
     sentences = [f"Clean image AUROC {number(clean)}."]
-    result = metrics.headline("score")
+    result = metrics.headline()
     if result:
-        attacked = metric(result.both, "image", "auroc")
-        words, under_attack = _robustness(attacked)
-        title += f"; {words} at {result.eps}"
+        words, under_attack = _robustness(metric(result.both, "image", "auroc"))
+        title += f"; {words} at {at(result)}"
         level = max(level, under_attack, key=LEVELS.index)
-        sentences = [_robustness_sentence(clean, attacked, result, twin)]
-    return Verdict(f"{title}.", (*sentences, *_localization(metrics, twin)), level)
+        sentences = [_robustness_sentence(clean, result, metrics, twin)]
+        sentences += [*_published(metrics, result), *_localization(metrics, result, twin)]
+    return Verdict(f"{title}.", tuple(sentences), "unknown" if metrics.unreliable else level)
 
 
 def tiles(metrics: Metrics, twin: Metrics | None) -> list[Tile]:
     """The numbers of the headline, those that were measured."""
     wanted = (
-        ("Image AUROC", "score", "image", "auroc", number),
-        ("Pixel AUROC", "map", "pixel", "auroc", number),
-        (f"{targets(metrics).capitalize()} that pass", "score", "deployed", "fnr", percent),
-        ("False alarms", "score", "deployed", "fpr", percent),
+        ("Image AUROC", "image", "auroc", number),
+        ("Pixel AUROC", "pixel", "auroc", number),
+        (f"{targets(metrics).capitalize()} that pass", "deployed", "fnr", percent),
+        ("False alarms", "deployed", "fpr", percent),
     )
+    result = metrics.headline()
+    worst = result.both if result else {}
+    legacy = _same_radius(metrics, LEGACY, result) if result else {}
+    other = _same_radius(twin, result.attack, result) if twin and result else {}
     shown = []
-    for label, attack, part, name, text in wanted:
-        clean = metric(with_misses(metrics.clean), part, name)
+    for label, part, name, text in wanted:
+        clean, attacked, kinder, of_twin = (
+            metric(with_misses(values), part, name)
+            for values in (metrics.clean, worst, legacy, other)
+        )
         if math.isfinite(clean):
-            own = _at_headline(metrics, attack, part, name)
-            other = _at_headline(twin, attack, part, name) if twin else None
             shown.append(
-                Tile(label, text(clean), text(own), None if other is None else text(other))
+                Tile(
+                    label,
+                    clean=text(clean),
+                    worst=text(attacked),
+                    legacy=text(kinder) if math.isfinite(kinder) else None,
+                    twin=text(of_twin) if twin else None,
+                )
             )
     return shown
+
+
+def quantiles(found: MinimalEps) -> list[tuple[str, str]]:
+    """How far the verdicts are from flipping: what and how much, for lists of facts."""
+    medians = (
+        ("median of all images", found.median),
+        ("median of normal images", found.median_normals),
+        ("median of anomalous images", found.median_anomalies),
+    )
+    # The lower neighbour: between a number and infinity there is nothing to interpolate.
+    spread = np.quantile(found.values, QUANTILES, method="lower") if found.values.size else ()
+    shares = [
+        (f"{100 * share:.0f}\N{NO-BREAK SPACE}% of all images within", value)
+        for share, value in zip(QUANTILES, spread, strict=False)
+        if share != 0.5
+    ]
+    facts = [(label, radius(found.norm, value)) for label, value in (*medians, *shares)]
+    kept = int(np.isinf(found.values).sum())
+    return [*facts, ("never flipped", f"{kept} of {found.values.size} images")]
+
+
+def tally(metrics: Metrics) -> str:
+    """How many checks came to which end."""
+    statuses = [check.status for check in metrics.checks]
+    counts = [(statuses.count(status), word) for status, word in STATUSES.items()]
+    return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 
 def with_misses(values: Values) -> Values:
@@ -99,11 +189,6 @@ def with_misses(values: Values) -> Values:
         return values
     deployed = values["deployed"]
     return {**values, "deployed": {**deployed, "fnr": 1 - deployed.get("tpr", math.nan)}}
-
-
-def _at_headline(metrics: Metrics, attack: str, part: str, name: str) -> float:
-    result = metrics.headline(attack)
-    return metric(with_misses(result.both), part, name) if result else math.nan
 
 
 def _skill(auroc: float, target: str) -> tuple[str, str]:
@@ -125,23 +210,34 @@ def _robustness(auroc: float) -> tuple[str, str]:
 
 
 def _robustness_sentence(
-    clean: float, attacked: float, result: AttackResult, twin: Metrics | None
+    clean: float, result: AttackResult, metrics: Metrics, twin: Metrics | None
 ) -> str:
+    suite = metrics.protocol.get("suite")
+    attacks = f"all attacks of the suite “{suite}”" if suite else "all attacks"
     text = (
-        f"Clean image AUROC {number(clean)}; under the adaptive attack on the image score at "
-        f"{result.eps}, on every image, it keeps {number(attacked)}"
+        f"Clean image AUROC {number(clean)}; in the worst case over {attacks} at {at(result)}, "
+        f"on every image, it keeps {number(metric(result.both, 'image', 'auroc'))}"
     )
+    low, high = (metric(result.both, "image", f"auroc_{end}") for end in ("low", "high"))
+    if math.isfinite(low + high):
+        text += f" (95 % interval {interval(low, high)})"
     return f"{text}{_beside(twin, result, 'image')}."
 
 
-def _localization(metrics: Metrics, twin: Metrics | None) -> tuple[str, ...]:
-    result = metrics.headline("map")
-    if not result:
+def _published(metrics: Metrics, result: AttackResult) -> tuple[str, ...]:
+    kinder = metric(_same_radius(metrics, LEGACY, result), "image", "auroc")
+    if not math.isfinite(kinder):
+        return ()
+    return (f"The published attack alone would have said {number(kinder)}.",)
+
+
+def _localization(metrics: Metrics, result: AttackResult, twin: Metrics | None) -> tuple[str, ...]:
+    attacked = metric(result.both, "pixel", "auroc")
+    if not math.isfinite(attacked):
         return ()
     text = (
-        f"Localization: clean pixel AUROC "
-        f"{number(metric(metrics.clean, 'pixel', 'auroc'))}; under the adaptive attack on the map "
-        f"at {result.eps} it keeps {number(metric(result.both, 'pixel', 'auroc'))}"
+        f"Localization: clean pixel AUROC {number(metric(metrics.clean, 'pixel', 'auroc'))}; in "
+        f"the worst case at {at(result)} it keeps {number(attacked)}"
     )
     return (f"{text}{_beside(twin, result, 'pixel')}.",)
 
@@ -150,12 +246,12 @@ def _beside(twin: Metrics | None, result: AttackResult, part: str) -> str:
     if twin is None:
         return ""
     clean = metric(twin.clean, part, "auroc")
-    attacked = metric(_at_same_eps(twin, result), part, "auroc")
+    attacked = metric(_same_radius(twin, result.attack, result), part, "auroc")
     return f", where the undefended twin falls from {number(clean)} to {number(attacked)}"
 
 
-def _at_same_eps(metrics: Metrics, like: AttackResult) -> Values:
-    for result in metrics.under(like.attack):
+def _same_radius(metrics: Metrics, attack: str, like: AttackResult) -> Values:
+    for result in metrics.under(attack, like.norm):
         if result.radius == like.radius:
             return result.both
     return {}

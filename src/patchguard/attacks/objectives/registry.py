@@ -1,0 +1,136 @@
+"""Objectives by name, as attack suites name them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from patchguard.attacks.objectives.detection import (
+    FeatureDistance,
+    TopKMean,
+    dense,
+    image_score,
+    legacy,
+    smooth_maximum,
+)
+from patchguard.attacks.objectives.localization import (
+    CosPGD,
+    JensenShannon,
+    Masked,
+    PixelMap,
+    RankAware,
+    SegPGD,
+    Tsallis,
+)
+from patchguard.attacks.objectives.objective import Objective
+from patchguard.attacks.objectives.statistics import PixelStatistics
+from patchguard.errors import PatchGuardError
+
+
+@dataclass(frozen=True)
+class ObjectiveContext:
+    """What is known of detector and test set before an attack; None where there is nothing.
+
+    Attributes:
+        statistics: of the maps; None without ground-truth masks.
+        maps: current maps [N, S, S] of the test set, clean or attacked.
+        coverage: anomalous fraction of each pixel [N, S, S], in [0, 1].
+        labels: [N] bool, True = anomalous.
+        prototypes: features [M, C] of normal images; None for a detector without features.
+    """
+
+    statistics: PixelStatistics | None
+    maps: np.ndarray | None
+    coverage: Tensor
+    labels: np.ndarray | Tensor
+    prototypes: Tensor | None
+
+
+Factory = Callable[..., Objective]
+"""From (context, **options) to an objective; refuses options that it does not have."""
+
+
+class Registry(dict[str, Factory]):
+    """Factories by name; an unknown name raises a PatchGuardError that lists the known ones."""
+
+    def __missing__(self, name: str) -> Factory:
+        raise PatchGuardError(f"objective {name!r} is unknown; choose one of {', '.join(self)}")
+
+
+def _entry(
+    name: str,
+    make: Callable[..., Objective],
+    *inputs: Callable[[ObjectiveContext], Any],
+    **fixed: Any,
+) -> tuple[str, Factory]:
+    """A name and its factory: ``make`` gets what ``inputs`` read, its options are keyword-only."""
+    parameters = inspect.signature(make).parameters.values()
+    options = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY} - set(fixed)
+
+    def factory(context: ObjectiveContext, **given: Any) -> Objective:
+        for unknown in sorted(set(given) - options):
+            takes = ", ".join(sorted(options)) or "none"
+            raise PatchGuardError(
+                f"objective {name}: option {unknown!r} is unknown; its options: {takes}"
+            )
+        return make(*(read(context) for read in inputs), **fixed, **given)
+
+    return name, factory
+
+
+def _statistics(context: ObjectiveContext) -> PixelStatistics:
+    if context.statistics is None:
+        raise PatchGuardError("objectives for localization need ground-truth masks; give them")
+    return context.statistics
+
+
+def _fraction(context: ObjectiveContext) -> float:
+    return _statistics(context).anomalous_fraction
+
+
+def _maps(context: ObjectiveContext) -> np.ndarray:
+    if context.maps is None:
+        raise PatchGuardError("objective rank needs the anomaly maps of the whole test set")
+    return context.maps
+
+
+def _coverage(context: ObjectiveContext) -> Tensor:
+    return context.coverage
+
+
+def _prototypes(context: ObjectiveContext) -> Tensor:
+    if context.prototypes is None:
+        raise PatchGuardError(
+            "objective features needs a detector that shows features; leave it out for this one"
+        )
+    return context.prototypes
+
+
+DETECTION = Registry(
+    (
+        _entry("score", lambda: image_score),
+        _entry("smooth", lambda: smooth_maximum),
+        _entry("top_k", TopKMean),
+        _entry("dense", lambda: dense),
+        _entry("features", FeatureDistance, _prototypes),
+        _entry("legacy", lambda: legacy),
+    )
+)
+
+LOCALIZATION = Registry(
+    (
+        _entry("linear", PixelMap, _fraction),
+        _entry("rank", RankAware, _maps, _coverage),
+        _entry("segpgd", SegPGD, _statistics),
+        _entry("cospgd", CosPGD, _statistics),
+        _entry("masked", Masked, _statistics, weight=1),
+        _entry("masked_balanced", Masked, _statistics, weight="balanced"),
+        _entry("js", JensenShannon, _statistics),
+        _entry("tsallis", Tsallis, _statistics),
+    )
+)

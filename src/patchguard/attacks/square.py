@@ -1,0 +1,111 @@
+"""Square attack (Andriushchenko et al. 2020): random search over squares, without gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchguard.attacks.attack import Attack, Best, Problem, Start
+from patchguard.attacks.balls import LINF
+from patchguard.attacks.objectives import Objective
+
+# The published schedule: the share of the image that a square covers halves after each of these
+# fractions of the queries.
+_HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+
+
+class Square(Attack):
+    """Squares of one colour at the corners of the linf ball, kept where the true value grows.
+
+    The search begins with vertical stripes. Each query draws for every image its own square and,
+    for each channel, its own sign. It climbs the judge: ``objective`` is what the judge is when
+    none is given. It never stops early, so it costs ``queries`` forward passes for every start.
+
+    Args:
+        objective: the judge, when there is no other.
+        judge: what is climbed and by what the best image is chosen.
+        starts: how each restart begins; vertical stripes where it is random, or absent.
+        queries: forward passes per restart.
+        area: share of the image that the first squares cover, in (0, 1].
+        eval_mode: attack the detector in eval mode (dropout off).
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        judge: Objective | None = None,
+        starts: Sequence[Start] | None = None,
+        queries: int = 5000,
+        area: float = 0.8,
+        eval_mode: bool = True,
+    ) -> None:
+        super().__init__(objective, judge=judge, ball=LINF, starts=starts, eval_mode=eval_mode)
+        self.queries = queries
+        self.area = area
+
+    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+        """Vertical stripes, one pixel wide, each at a random corner of the ball."""
+        stripes = torch.empty_like(images[:, :, :1]).uniform_(-1, 1, generator=generator)
+        return self.project(images + eps * stripes.sign(), images, eps)
+
+    def search(
+        self,
+        problem: Problem,
+        first: Tensor,
+        eps: float,
+        best: Best,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        current = Best(first)
+        # The result of a smaller eps lies inside this ball; the squares live on its corners.
+        stretched = problem.images + eps * (first - problem.images).sign()
+        for query in range(self.queries):
+            if query < 2:
+                proposal = (first, self.project(stretched, problem.images, eps))[query]
+            else:
+                side = self._side(query / self.queries, first.shape[-2:])
+                inside = squares(first, side, generator)
+                colours = torch.empty_like(first[:, :, :1, :1]).uniform_(-1, 1, generator=generator)
+                filled = self.project(problem.images + eps * colours.sign(), problem.images, eps)
+                proposal = torch.where(inside, filled, current.images)
+            current.update(proposal, problem.judged(proposal))
+        best.update(current.images, current.values)
+        return current.images
+
+    def _side(self, progress: float, size: Sequence[int]) -> int:
+        halved = sum(progress > halving for halving in _HALVINGS)
+        side = round(math.sqrt(self.area / 2**halved * math.prod(size)))
+        return min(max(side, 1), *size)
+
+
+def squares(images: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
+    """Where a random square lies in each image: bool [B, 1, H, W].
+
+    Args:
+        images: [B, 3, H, W].
+        side: of the squares, in pixels, at most H and W.
+        generator: source of the positions, on the device of the images.
+    """
+    top, left = (
+        torch.randint(
+            length - side + 1, images.shape[:1], generator=generator, device=images.device
+        )
+        for length in images.shape[-2:]
+    )
+    return square_at(images, top, left, side)
+
+
+def square_at(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """The square of each image whose first row and column are ``top`` [B] and ``left`` [B].
+
+    bool [B, 1, H, W].
+    """
+    height, width = images.shape[-2:]
+    down = torch.arange(height, device=images.device) - top[:, None]
+    right = torch.arange(width, device=images.device) - left[:, None]
+    rows, columns = (down >= 0) & (down < side), (right >= 0) & (right < side)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

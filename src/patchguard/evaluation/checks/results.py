@@ -1,0 +1,330 @@
+"""S19 to S30: can the numbers of the evaluation be taken at their word?"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchguard.attacks.objectives import image_score
+from patchguard.attacks.pgd import PGD
+from patchguard.attacks.transfer import Resized
+from patchguard.config import parse_eps
+from patchguard.detector import device_of, to_tensor
+from patchguard.evaluation.checks.context import CheckContext, auroc
+from patchguard.evaluation.checks.verdict import Verdict, at_most, skipped
+from patchguard.evaluation.metrics import image_metrics
+from patchguard.evaluation.outcome import Worst
+
+_ONE_POINT = 0.01
+_FLOAT32 = 2e-7
+"""What float32 leaves uncertain of the difference between two pixel values in [0, 1]."""
+
+_RECORDED = ("weights_sha256", "data_sha256", "versions", "seed")
+_GROUND_TRUTH = ("mask", "label", "target", "truth", "defect")
+
+
+def loss_diversity(context: CheckContext) -> Verdict:
+    """S19: the share of images on which another objective clearly beats the image score."""
+    entries = context.attacked_at_eps
+    labels = context.test.labels
+    plain = [entry.scored.scores for entry in entries if entry.attack.endswith(" score")]
+    others = {
+        entry.attack: entry.scored.scores
+        for entry in entries
+        if not entry.attack.endswith(" score") and entry.attack != "legacy"
+    }
+    if not plain or not others:
+        return skipped("The suite has not both an attack on the score and one on something else.")
+    default = np.where(labels, np.min(plain, axis=0), np.max(plain, axis=0))
+    shares = {
+        name: float(
+            np.mean(np.where(labels, default - scores, scores - default) > 0.01 * context.spread)
+        )
+        for name, scores in others.items()
+    }
+    winner = max(shares, key=lambda name: shares[name])
+    return at_most(
+        shares[winner],
+        0.2,
+        f"Attacks on the score itself find the worst case nearly everywhere{_legacy(context)}.",
+        f"{winner} is clearly stronger than attacks on the score on {shares[winner]:.0%} of the "
+        "images, so more objectives of its kind may find more still.",
+        otherwise="WARN",
+    )
+
+
+def quantisation(context: CheckContext) -> Verdict:
+    """S20: the change of the worst-case AUROC when attacked images are stored with 8 bits."""
+    worst = context.worst_at_eps
+    if worst is not None and worst.norm == "linf":
+        clean, attacked = context.test.images, torch.as_tensor(worst.images)
+        labels, eps = context.test.labels, parse_eps(worst.eps)
+    else:
+        clean, attacked = context.batch.images.cpu(), context.reference.found.images.cpu()
+        labels, eps = context.batch.labels.cpu().numpy(), context.eps
+    stored = eight_bit(attacked, clean, eps)
+    before = auroc(context.scores(attacked), labels)
+    after = auroc(_deployed(context, stored), labels)
+    return at_most(
+        abs(after - before),
+        _ONE_POINT,
+        "Attacked images are as harmful when they are stored with 8 bits per channel.",
+        f"Stored with 8 bits per channel the attacked images give an AUROC of {after:.3f} "
+        f"instead of {before:.3f}: quote the former for attacks on image files.",
+        otherwise="WARN",
+    )
+
+
+def capture_resolution(context: CheckContext) -> Verdict:
+    """S21: an attack through the resize, with eps at the resolution of the camera."""
+    if context.captured is None or context.deployed is None:
+        return skipped("The images before resizing and the deployment path were not given.")
+    size = context.test.images.shape[-1]
+    if all(image.shape[:2] == (size, size) for image in context.captured):
+        return skipped("The images come at the detector's size, so there is no resize to attack.")
+    through = Resized(context.detector, size)
+    attack = PGD(image_score, steps=20)
+    graph, deployed = [], []
+    for place, index in enumerate(context.chosen):
+        image = to_tensor(context.captured[index])[None].to(device_of(context.detector))
+        one = slice(place, place + 1)
+        mask = torch.zeros_like(image[:, 0])
+        found = attack(
+            through,
+            image,
+            context.batch.labels[one],
+            mask,
+            eps=[context.eps],
+            generator=context.generator(),
+        )[0]
+        with torch.no_grad():
+            graph.append(float(through.eval()(found).score))
+        deployed.append(context.deployed(found[0].permute(1, 2, 0).cpu().numpy()))
+    labels = context.batch.labels.cpu().numpy()
+    attacked, real = auroc(np.array(graph), labels), auroc(np.array(deployed), labels)
+    inside = context.auroc(context.reference.found.values)
+    numbers = f"AUROC {real:.3f}, against {inside:.3f} attacked at the detector's size"
+    return at_most(
+        abs(real - attacked),
+        max(_ONE_POINT, context.tolerance),
+        f"Attacks on images as the camera takes them survive the resize ({numbers}).",
+        f"Attacks on images as the camera takes them score otherwise when deployed ({numbers}): "
+        "the resize that is attacked is not the one in operation.",
+        otherwise="WARN",
+    )
+
+
+def constraint(context: CheckContext) -> Verdict:
+    """S22: how far an attacked image leaves its ball or the box; NaN counts as far."""
+    excess = [entry.largest - parse_eps(entry.eps) for entry in context.attacked]
+    scores = [entry.scored.scores for entry in context.attacked]
+    for worst in context.worst:
+        excess += _excess(context, worst)
+        scores.append(worst.scores)
+    if not excess:
+        images = context.reference.found.images.cpu()
+        excess = _outside(images, context.batch.images.cpu(), context.eps)
+        scores = [context.reference.found.values.cpu().numpy()]
+    finite = all(np.isfinite(each).all() for each in (context.clean_scores, *scores))
+    return at_most(
+        float(np.max([0.0, *excess])) if finite else math.nan,
+        1e-6 * context.eps + _FLOAT32,
+        "All attacked images lie within the radius and in [0, 1], and all scores are finite.",
+        "Some scores are not finite, or attacked images leave their radius or [0, 1], so the "
+        "worst case is not that of the stated threat.",
+    )
+
+
+def ties(context: CheckContext) -> Verdict:
+    """S23: how much of the AUROC rests on ties counted as half won."""
+    labels = context.test.labels
+    found = [context.clean_scores, *(worst.scores for worst in context.worst)]
+    gaps = []
+    for scores in found:
+        metrics = image_metrics(scores, labels)
+        gaps.append(metrics.auroc - metrics.auroc_conservative)
+    return at_most(
+        max(gaps),
+        _ONE_POINT,
+        "The AUROC does not rest on images with equal scores.",
+        "Many images have exactly the same score, and the AUROC counts each such pair as half "
+        "won: quote the conservative AUROC.",
+    )
+
+
+def undefended_control(context: CheckContext) -> Verdict:
+    """S24: the worst-case AUROC of a twin that was trained without any defence."""
+    if context.twin_auroc is None:
+        return skipped("There is no undefended twin to try the attacks on.")
+    return at_most(
+        context.twin_auroc,
+        0.05,
+        "The same attacks break an undefended twin completely, so they are strong enough to "
+        "mean something.",
+        "The attacks do not even break an undefended twin, so what they report of this detector "
+        "is too kind.",
+    )
+
+
+def certificates(context: CheckContext) -> Verdict:
+    """S26: no attack may get below a certificate."""
+    return skipped("The detector carries no certificate that attacks could contradict.")
+
+
+def label_leakage(context: CheckContext) -> Verdict:
+    """S27: are the recorded scores those of the images alone?"""
+    asked = list(inspect.signature(context.detector.forward).parameters)
+    leaks = [name for name in asked if any(word in name.lower() for word in _GROUND_TRUTH)]
+    if leaks:
+        return Verdict(
+            "FAIL",
+            None,
+            None,
+            f"The detector takes {', '.join(leaks)} beside the images: a deployed detector has "
+            "no ground truth.",
+        )
+    worst = context.worst_at_eps
+    if worst is None:
+        return skipped("There are no attacked images to score again without their labels.")
+    again = context.scores(torch.as_tensor(worst.images))
+    value = float(np.abs(again - worst.scores).max())
+    rounding = 1e-5 * float(np.abs(worst.scores).max())
+    return at_most(
+        float(np.maximum(0.0, value - rounding)) / context.spread,
+        1e-3,
+        "Attacked images get the recorded scores again from their pixels alone, without labels.",
+        "Attacked images, scored again from their pixels alone, do not get the scores that were "
+        "recorded, so something besides the image or chance plays a part.",
+    )
+
+
+def statistics(context: CheckContext) -> Verdict:
+    """S28: training seeds, images per class, and what it takes to repeat the evaluation."""
+    recorded = context.provenance
+    missing = [name for name in _RECORDED if recorded.get(name) is None]
+    if missing:
+        return Verdict(
+            "WARN",
+            None,
+            None,
+            f"Nobody can repeat this evaluation: it does not record {', '.join(missing)}.",
+        )
+    fewest = int(np.bincount(context.test.labels.astype(int), minlength=2).min())
+    if fewest < 10:
+        return Verdict(
+            "WARN",
+            float(fewest),
+            10.0,
+            f"One class has only {fewest} images: read the intervals, not the numbers.",
+        )
+    seeds = int(recorded.get("seeds") or 1)
+    several = seeds >= 3
+    return Verdict(
+        "PASS" if several else "WARN",
+        float(seeds),
+        3.0,
+        "Weights, data, versions and seeds are recorded and several trainings were evaluated."
+        if several
+        else f"The numbers are those of {seeds} training run{'s' * (seeds > 1)}: another seed may "
+        "differ by more than the intervals over images say.",
+    )
+
+
+def masks(context: CheckContext) -> Verdict:
+    """S29: ground truth as it was drawn, present exactly where an image is anomalous."""
+    drawn = context.test.masks
+    if drawn is None:
+        return skipped("There is no ground truth for localization.")
+    wrong = [
+        mask.dtype != np.bool_ or bool(mask.any()) != bool(label)
+        for mask, label in zip(drawn, context.test.labels, strict=True)
+    ]
+    if any(wrong):
+        return Verdict(
+            "FAIL",
+            float(np.mean(wrong)),
+            0.0,
+            f"{np.mean(wrong):.0%} of the masks are not binary, are empty for a defect or mark "
+            "one in a normal image, so pixel metrics are wrong.",
+        )
+    protocol = context.provenance.get("mask_protocol")
+    if protocol != "native":
+        return Verdict(
+            "WARN",
+            None,
+            None,
+            f"Masks were used under the protocol {protocol or 'unknown'}, so pixel metrics do "
+            "not compare with those at native resolution.",
+        )
+    return Verdict(
+        "PASS", 0.0, 0.0, "Pixel metrics use the ground truth as it was drawn, never resized."
+    )
+
+
+def selection(context: CheckContext) -> Verdict:
+    """S30: how the checkpoint was chosen."""
+    rule = context.provenance.get("selection_rule")
+    if rule is None:
+        return Verdict(
+            "WARN",
+            None,
+            None,
+            "It is not recorded how the checkpoint was chosen; if on the test images, all "
+            "numbers are too good.",
+        )
+    if "test" in str(rule).lower():
+        return Verdict(
+            "FAIL",
+            None,
+            None,
+            f"The checkpoint was chosen by {rule!r}, on the images it is judged by, so all "
+            "numbers are too good.",
+        )
+    return Verdict(
+        "PASS", None, None, f"The checkpoint was chosen without the test images: {rule}."
+    )
+
+
+def eight_bit(attacked: Tensor, clean: Tensor, eps: float) -> Tensor:
+    """Attacked images at 8 bits per channel, in the ball around the image at 8 bits.
+
+    Args:
+        attacked: [N, 3, H, W] in [0, 1].
+        clean: the images [N, 3, H, W] they were made from.
+        eps: linf radius in pixel space.
+    """
+    reach = math.floor(255 * eps + 1e-6)
+    change = torch.round(255 * attacked) - torch.round(255 * clean)
+    return (torch.round(255 * clean) + change.clamp(-reach, reach)) / 255
+
+
+def _deployed(context: CheckContext, images: Tensor) -> np.ndarray:
+    """Scores [N] in deployment if there is one, else of the detector."""
+    if context.deployed is None:
+        return context.scores(images)
+    return np.array([context.deployed(image.permute(1, 2, 0).numpy()) for image in images])
+
+
+def _excess(context: CheckContext, worst: Worst) -> list[float]:
+    images = torch.as_tensor(worst.images)
+    eps = parse_eps(worst.eps) if worst.norm == "linf" else float("inf")
+    return _outside(images, context.test.images, eps)
+
+
+def _outside(images: Tensor, clean: Tensor, eps: float) -> list[float]:
+    """How far images leave the linf ball, and the box on each side; NaN for a pixel that is."""
+    change = float((images - clean).abs().max())
+    return [change - eps, -float(images.min()), float(images.max()) - 1]
+
+
+def _legacy(context: CheckContext) -> str:
+    """Whether the published attack found the worst case anywhere, in words."""
+    worst = context.worst_at_eps
+    tried = any(entry.attack == "legacy" for entry in context.attacked)
+    if worst is None or not tried or "legacy" in worst.winners:
+        return ""
+    return "; the published attack finds it nowhere"

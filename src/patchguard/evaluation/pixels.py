@@ -1,0 +1,80 @@
+"""The worst case of localization over the attacks of a threat, radius by radius."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from patchguard.evaluation.histograms import (
+    Binning,
+    PixelTruth,
+    pixelwise_floor,
+    select,
+)
+from patchguard.evaluation.outcome import CLEAN, Attacked, Scored, Selected
+from patchguard.evaluation.test_set import TestSet
+from patchguard.evaluation.worst_case import Metric, worst_selection
+
+ROWS = {"both": (True, True), "anomalies": (True, False), "normals": (False, True)}
+"""Which classes of the test set are attacked: (anomalous, normal)."""
+
+
+class PixelCandidates:
+    """All maps that an attacker may choose from: the clean ones and those of every attack so far.
+
+    Maps of a smaller radius stay candidates of a larger one, so that no worst case rises with eps.
+
+    Args:
+        test: images with ground truth.
+        clean: what the detector says of them.
+    """
+
+    def __init__(self, test: TestSet, clean: Scored) -> None:
+        assert test.masks is not None
+        self._truth = PixelTruth(test.masks)
+        self._labels = test.labels
+        self._binning = Binning.of(clean.maps)
+        self._names = [CLEAN]
+        self._maps = [clean.maps]
+        self._histograms = [self._truth.histograms(clean.maps, self._binning)]
+        self._highest, self._lowest = clean.maps.copy(), clean.maps.copy()
+        self._choices: dict[tuple[str, Metric], np.ndarray] = {}
+
+    def add(self, entry: Attacked) -> dict[str, float]:
+        """One more candidate; returns its own pixel metrics, from histograms."""
+        maps = entry.scored.maps
+        histograms = self._truth.histograms(maps, self._binning)
+        self._names.append(entry.attack)
+        self._maps.append(maps)
+        self._histograms.append(histograms)
+        np.maximum(self._highest, maps, out=self._highest)
+        np.minimum(self._lowest, maps, out=self._lowest)
+        return {"auroc": histograms.auroc().value, "aupro": histograms.aupro().value}
+
+    def selections(self) -> dict[tuple[str, Metric], Selected]:
+        """The worst mixtures by row and metric."""
+        metrics: tuple[Metric, ...] = ("auroc", "aupro")
+        return {(row, metric): self._selected(row, metric) for row in ROWS for metric in metrics}
+
+    def floor(self) -> float:
+        """Pixel AUROC with every pixel at its own worst at once."""
+        highest = self._truth.histograms(self._highest, self._binning)
+        lowest = self._truth.histograms(self._lowest, self._binning)
+        return pixelwise_floor(highest, lowest).auroc().value
+
+    def _selected(self, row: str, metric: Metric) -> Selected:
+        anomalies, normals = ROWS[row]
+        before = self._choices.get((row, metric))
+        found = worst_selection(
+            self._histograms,
+            metric=metric,
+            attacked=np.where(self._labels, anomalies, normals),
+            starts=() if before is None else (before,),
+        )
+        self._choices[row, metric] = found.choice
+        maps = np.stack([self._maps[which][image] for image, which in enumerate(found.choice)])
+        return Selected(
+            found.value,
+            tuple(self._names[which] for which in found.choice),
+            maps,
+            select(self._histograms, found.choice),
+        )

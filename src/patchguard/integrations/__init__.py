@@ -1,0 +1,1 @@
+"""Detectors made elsewhere, behind the seam: callables, anomalib's models, a user's own file."""

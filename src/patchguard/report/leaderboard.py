@@ -1,0 +1,261 @@
+"""A page that compares robustness cards, those of one protocol in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from patchguard.config import parse_size
+from patchguard.errors import PatchGuardError
+from patchguard.evaluation.card import (
+    checks_run,
+    eps_at_chance,
+    eps_text,
+    failed_checks,
+    headline,
+    headline_eps,
+    read_card,
+)
+from patchguard.report.page import page
+from patchguard.report.wording import DASH, gap, norm_name, number, percent
+
+Card = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A card and where its JSON lies on the page."""
+
+    card: Card
+    anchor: str
+
+    @property
+    def headline(self) -> str:
+        return headline(self.card)
+
+    @property
+    def json(self) -> str:
+        return json.dumps(self.card, indent=1, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, in small print below it, and the number or word it is sorted by."""
+
+    text: str
+    key: float | str | None
+    small: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A detector; ``rank`` is None where a check of its evaluation failed."""
+
+    rank: int | None
+    entry: Entry
+    cells: tuple[Cell, ...]
+    failed: tuple[str, ...]
+
+    @property
+    def unreliable(self) -> bool:
+        return self.rank is None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cards whose numbers compare: the same data, suite and norm."""
+
+    data: str
+    sha256: str | None
+    images: str
+    suite: str
+    norm: str
+    eps: str
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def ranked_by(self) -> str:
+        """The heading of the column that decides the ranks."""
+        return _worst_at(self.eps)
+
+
+def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
+    """Write one HTML file about robustness cards.
+
+    Numbers under different protocols are not ranked together: there is a table for every data
+    set, suite and norm. A table is ranked by the worst image AUROC at one radius; entries whose
+    evaluation failed a check of itself come last, without a rank.
+
+    Args:
+        cards: files that :func:`~patchguard.evaluation.card.write_card` wrote.
+        out: HTML file to write; it refers to nothing outside itself.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        PatchGuardError: no cards, or a file that is no card.
+    """
+    if not cards:
+        raise PatchGuardError("leaderboard: no cards; name at least one card.json")
+    entries = [Entry(read_card(path), f"card-{place}") for place, path in enumerate(cards, 1)]
+    content = {"groups": _groups(entries), "entries": entries, "norm_name": norm_name}
+    out.write_text(page("leaderboard.html.j2", content), encoding="utf-8")
+    return out
+
+
+def _groups(entries: Sequence[Entry]) -> list[Group]:
+    found: dict[tuple[str, str, str, str], list[Entry]] = {}
+    for entry in entries:
+        data, protocol = entry.card["data"], entry.card["protocol"]
+        for norm in dict.fromkeys(result["norm"] for result in _attacked(entry.card)):
+            key = (data["name"], data["sha256"] or "", protocol["suite"], norm)
+            found.setdefault(key, []).append(entry)
+    return [_group(key[-1], found[key]) for key in sorted(found, key=_order)]
+
+
+def _order(key: tuple[str, str, str, str]) -> tuple[str, ...]:
+    """By data and suite; linf before the other norms."""
+    *rest, norm = key
+    return (*rest, "" if norm == "linf" else norm)
+
+
+def _group(norm: str, entries: Sequence[Entry]) -> Group:
+    radii = [set(_by_eps(entry.card, norm)) for entry in entries]
+    shared = set.intersection(*radii)
+    at = headline_eps(norm, sorted(shared or set.union(*radii)))
+    eps = sorted(set.union(*radii), key=lambda text: parse_size(norm, text))
+    ranked = sorted(entries, key=lambda entry: _standing(entry.card, norm, [at, *eps]))
+    headings, cells = _columns([_cells(entry.card, norm, at, eps) for entry in ranked])
+    card = entries[0].card
+    return Group(
+        data=card["data"]["name"],
+        sha256=card["data"]["sha256"],
+        images=f"{card['data']['normal']} normal and {card['data']['anomalous']} anomalous images",
+        suite=card["protocol"]["suite"],
+        norm=norm,
+        eps=at,
+        headings=headings,
+        rows=tuple(
+            Row(
+                rank=None if entry.card["unreliable"] else place,
+                entry=entry,
+                cells=of_entry,
+                failed=tuple(failed_checks(entry.card)),
+            )
+            for place, (entry, of_entry) in enumerate(zip(ranked, cells, strict=True), 1)
+        ),
+    )
+
+
+def _standing(card: Card, norm: str, eps: Sequence[str]) -> tuple[float, ...]:
+    """Ascending from the first place to the last; equals at one radius are parted by the next."""
+    results = _by_eps(card, norm)
+    worst = [results.get(each, {}).get("image_auroc") for each in eps]
+    return card["unreliable"], *(inf if auroc is None else -auroc for auroc in worst)
+
+
+def _cells(card: Card, norm: str, at: str, eps: Sequence[str]) -> dict[str, Cell]:
+    """What a row shows, by the heading of its column."""
+    clean, results = card["numbers"]["clean"], _by_eps(card, norm)
+    here = results.get(at, {})
+    return {
+        "detector": _detector(card),
+        "clean AUROC": _auroc(clean, "image_auroc"),
+        **{_worst_at(each): _auroc(results.get(each, {}), "image_auroc") for each in eps},
+        f"published attack, {at}": _number(here.get("legacy_image_auroc")),
+        "gap to worst": _gap(here.get("legacy_gap")),
+        "eps at AUROC 0.5": _chance(card, norm),
+        "median minimal eps": _minimal_eps(card, norm),
+        f"caught, {at}": _caught(here),
+        f"worst pixel AUROC, {at}": _pixel(here),
+        "checks passed": _checks(card),
+    }
+
+
+def _worst_at(eps: str) -> str:
+    return f"worst AUROC, {eps}"
+
+
+def _columns(
+    rows: Sequence[Mapping[str, Cell]],
+) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """The headings and cells of the columns in which anything was measured."""
+    headings = tuple(name for name in rows[0] if any(row[name].key is not None for row in rows))
+    return headings, [tuple(row[name] for name in headings) for row in rows]
+
+
+def _detector(card: Card) -> Cell:
+    detector, size = card["detector"], card["protocol"]["attacked_resolution"]
+    about = f"{detector['kind']}, {_in_short(detector['parameters'])} parameters, {size} px"
+    return Cell(detector["name"], detector["name"].lower(), (about,))
+
+
+def _in_short(count: int) -> str:
+    for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}\N{NO-BREAK SPACE}{letter}"
+    return str(count)
+
+
+def _auroc(measured: Mapping[str, Any], name: str) -> Cell:
+    interval = measured.get(f"{name}_interval")
+    small = (f"{interval[0]:.2f} to {interval[1]:.2f}",) if interval else ()
+    return _number(measured.get(name), *small)
+
+
+def _pixel(measured: Mapping[str, Any]) -> Cell:
+    beside = (("floor", "pixel_auroc_floor"), ("AUPRO", "pixel_aupro"))
+    small = [
+        f"{word} {number(measured[name])}"
+        for word, name in beside
+        if measured.get(name) is not None
+    ]
+    return _number(measured.get("pixel_auroc"), *small)
+
+
+def _caught(measured: Mapping[str, Any]) -> Cell:
+    tpr, fpr = measured.get("tpr"), measured.get("fpr")
+    small = () if fpr is None else (f"{percent(fpr)} alarms",)
+    return Cell(DASH if tpr is None else percent(tpr), tpr, small)
+
+
+def _number(value: float | None, *small: str) -> Cell:
+    return Cell(DASH if value is None else number(value), value, small)
+
+
+def _gap(value: float | None) -> Cell:
+    return Cell(DASH if value is None else gap(value), value)
+
+
+def _chance(card: Card, norm: str) -> Cell:
+    value = eps_at_chance(card, norm)
+    # As JavaScript reads it: never is farther than every radius.
+    return Cell(eps_text(norm, value), "Infinity" if value is None else value)
+
+
+def _minimal_eps(card: Card, norm: str) -> Cell:
+    found = card["numbers"]["minimal_eps"] or {}
+    value = found.get("median") if found.get("norm") == norm else None
+    return Cell(DASH if value is None else eps_text(norm, value), value)
+
+
+def _checks(card: Card) -> Cell:
+    checks = card["checks"]
+    run = checks_run(checks)
+    warned = (f"{checks['warned']} warned",) if checks["warned"] else ()
+    return Cell(f"{checks['passed']} of {run}", checks["passed"] / run if run else None, warned)
+
+
+def _attacked(card: Card) -> Sequence[Mapping[str, Any]]:
+    results: Sequence[Mapping[str, Any]] = card["numbers"]["attacked"]
+    return results
+
+
+def _by_eps(card: Card, norm: str) -> dict[str, Mapping[str, Any]]:
+    return {result["eps"]: result for result in _attacked(card) if result["norm"] == norm}

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch import Tensor
+
+from detectors import Linear
+from patchguard.attacks.objectives import image_score
+from patchguard.attacks.patch import PATCH_BALL, LocalPatch
+
+LABELS = torch.tensor([True, False, True, False])
+MASKS = torch.zeros(4, 12, 10)
+SIDES = [2, 3, 5]
+EPS = [side**2 / 120 for side in SIDES]
+
+
+@pytest.fixture
+def linear() -> Linear:
+    return Linear(torch.randn(3, 12, 10, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Some pixels on the box."""
+    images = torch.rand(4, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    images[:, :, 0] = 0.0
+    images[:, :, 1] = 1.0
+    return images
+
+
+def gained(detector: Linear, attacked: Tensor, images: Tensor) -> Tensor:
+    moved = detector(attacked).score - detector(images).score
+    return torch.where(LABELS, -moved, moved).detach()
+
+
+def most(linear: Linear, images: Tensor, side: int) -> Tensor:
+    """Largest gain [B] with a square of this side, by trying every place."""
+    uphill = torch.where(LABELS[:, None, None, None], -1, 1) * linear.weight.detach()
+    gains = torch.where(uphill > 0, uphill * (1 - images), -uphill * images).sum(1)
+    return gains.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4)).flatten(1).amax(1)
+
+
+def test_finds_the_best_place_and_content_on_a_linear_detector(
+    linear: Linear, images: Tensor
+) -> None:
+    attack = LocalPatch(image_score, steps=2, probes=1)
+    swept = attack(linear, images, LABELS, MASKS, eps=EPS)
+    for side, attacked in zip(SIDES, swept, strict=True):
+        torch.testing.assert_close(
+            gained(linear, attacked, images), most(linear, images, side), atol=1e-4, rtol=0
+        )
+
+
+class Folded(Linear):
+    """A score whose gradient at the image misleads: content matters, and so does the place."""
+
+    def forward(self, images: Tensor):  # type: ignore[no-untyped-def]
+        plain = super().forward(images)
+        return plain._replace(score=torch.sin(plain.anomaly_map).sum((1, 2)))
+
+
+def test_changes_one_square_of_the_given_area_and_never_falls(images: Tensor) -> None:
+    folded = Folded(3 * torch.randn(3, 12, 10, generator=torch.Generator().manual_seed(2)))
+    generator = torch.Generator().manual_seed(0)
+    attack = LocalPatch(image_score, steps=20)
+    before = torch.zeros(4)
+    swept = attack(folded, images, LABELS, MASKS, eps=EPS, generator=generator)
+    for eps, side, attacked in zip(EPS, SIDES, swept, strict=True):
+        assert (PATCH_BALL.size(attacked - images) <= eps * (1 + 1e-6)).all()
+        assert ((attacked != images).any(1).sum((1, 2)) <= side**2).all()
+        assert attacked.min() >= 0
+        assert attacked.max() <= 1
+        value = gained(folded, attacked, images)
+        assert (value >= before).all()
+        before = value
+    assert (before > 0).all()
+
+
+def test_more_candidates_and_steps_are_stronger_where_the_gradient_misleads(
+    images: Tensor,
+) -> None:
+    folded = Folded(3 * torch.randn(3, 12, 10, generator=torch.Generator().manual_seed(2)))
+
+    def strength(**settings: int) -> float:
+        attack = LocalPatch(image_score, **settings)
+        generator = torch.Generator().manual_seed(0)
+        (attacked,) = attack(folded, images, LABELS, MASKS, eps=EPS[1:2], generator=generator)
+        return float(gained(folded, attacked, images).mean())
+
+    weak = strength(places=1, random_places=0, probes=1, steps=1)
+    assert strength() > 1.1 * weak
+
+
+def test_the_projection_keeps_the_square_that_changed_most() -> None:
+    images = torch.full((1, 3, 6, 6), 0.5)
+    moved = images.clone()
+    moved[:, :, 0, 0] = 0.9
+    moved[:, :, 3:5, 2:4] = 0.8
+    nearest = PATCH_BALL.project(moved, images, 4 / 36)
+    expected = images.clone()
+    expected[:, :, 3:5, 2:4] = 0.8
+    assert torch.equal(nearest, expected)
+    assert torch.equal(PATCH_BALL.project(moved, images, 1.0), moved)
+    assert torch.equal(PATCH_BALL.project(moved, images, 0.0), images)
+
+
+def test_the_size_is_the_area_of_the_square_around_all_that_changes() -> None:
+    change = torch.zeros(3, 3, 6, 5)
+    change[1, 0, 1, 2] = 0.1
+    change[2, 0, 1, 2] = change[2, 1, 4, 3] = -0.1
+    torch.testing.assert_close(PATCH_BALL.size(change), torch.tensor([0, 1 / 30, 16 / 30]))
+    images = torch.rand(50, 3, 6, 5)
+    drawn = PATCH_BALL.random(images, 9 / 30, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(PATCH_BALL.size(drawn - images), torch.full((50,), 9 / 30))
+    places = (drawn != images).any(1).flatten(1).float().argmax(1)
+    assert len(places.unique()) > 5
+
+
+def test_an_area_of_less_than_a_pixel_changes_nothing(linear: Linear, images: Tensor) -> None:
+    attack = LocalPatch(image_score, steps=1)
+    (attacked,) = attack(linear, images, LABELS, MASKS, eps=[0.5 / 120])
+    assert torch.equal(attacked, images)

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch import Tensor
+
+from detectors import Linear
+from patchguard.attacks.objectives import image_score
+from patchguard.attacks.square import Square, squares
+from patchguard.detector import Inspection
+
+EPS = [2 / 255, 8 / 255]
+LABELS = torch.tensor([True, False, True, False])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Some pixels on the box."""
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    images[:, :, 0] = 0.0
+    images[:, :, 1] = 1.0
+    return images
+
+
+def change(linear: Linear, attacked: Tensor, images: Tensor) -> Tensor:
+    moved = linear(attacked).score - linear(images).score
+    return torch.where(LABELS, -moved, moved)
+
+
+def worst_change(linear: Linear, images: Tensor, eps: float) -> Tensor:
+    clean = linear(images).score
+    lowered, raised = clean - linear.lowest_score(images, eps), linear.highest_score(images, eps)
+    return torch.where(LABELS, lowered, raised - clean)
+
+
+def test_comes_within_five_percent_of_the_closed_form_with_its_default_queries(
+    images: Tensor,
+) -> None:
+    linear = Linear(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    attack = Square(image_score)
+    generator = torch.Generator().manual_seed(0)
+    swept = attack(linear, images, LABELS, torch.zeros(4, 8, 8), eps=EPS, generator=generator)
+    for eps, attacked in zip(EPS, swept, strict=True):
+        reached = change(linear, attacked, images) / worst_change(linear, images, eps)
+        assert (reached > 0.95).all()
+        assert (reached <= 1 + 1e-5).all()
+        assert (attacked - images).abs().max() <= eps * (1 + 1e-6)
+        assert attacked.min() >= 0
+        assert attacked.max() <= 1
+
+
+def test_needs_no_gradient_and_costs_its_queries(images: Tensor) -> None:
+    passes = []
+
+    class Rounded(Linear):
+        def forward(self, images: Tensor):  # type: ignore[no-untyped-def]
+            passes.append(len(images))
+            detection = super().forward((images * 255).round() / 255)
+            return detection._replace(score=detection.score.detach())
+
+    rounded = Rounded(torch.ones(3, 8, 8))
+    attack = Square(image_score, queries=60)
+    (attacked,) = attack(rounded, images, LABELS, torch.zeros(4, 8, 8), eps=[8 / 255])
+    assert passes == [4] * 61  # and the image itself
+    assert (change(rounded, attacked, images) > 0).all()
+
+
+def test_every_image_has_its_own_squares_and_its_own_verdict() -> None:
+    twins = torch.full((2, 3, 16, 16), 0.5)
+    linear = Linear(torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(2)))
+    seen: list[Tensor] = []
+
+    def objective(shown: Inspection, labels: Tensor, masks: Tensor, progress: float) -> Tensor:
+        seen.append(shown.anomaly_map)
+        return image_score(shown, labels, masks)
+
+    labels = torch.tensor([False, False])
+    Square(objective, queries=8)(linear, twins, labels, torch.zeros(2, 16, 16), eps=[0.1])
+    assert all(not torch.equal(*maps) for maps in seen[1:])
+
+
+def test_a_square_is_inside_the_image_and_reaches_all_of_it() -> None:
+    inside = squares(torch.zeros(500, 3, 5, 7), 3, torch.Generator().manual_seed(0))
+    assert inside.shape == (500, 1, 5, 7)
+    assert (inside.sum((1, 2, 3)) == 9).all()
+    assert inside.any(0).all()
+
+
+def test_squares_shrink_from_most_of_the_image_to_a_pixel() -> None:
+    attack = Square(image_score)
+    sides = [attack._side(progress / 100, (32, 32)) for progress in range(100)]
+    assert sides[0] == 29
+    assert sides[-1] == 1
+    assert sides == sorted(sides, reverse=True)

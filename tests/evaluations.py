@@ -1,0 +1,140 @@
+"""What an evaluation leaves in ``metrics.json``, made up, for tests of cards and reports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+KINDS = ["good"] * 4 + ["scratch"] * 4
+THREATS = {"linf": ["4/255", "1/255"], "l2": ["0.5", "1.5"]}
+LEGACY_AUROC = 0.9714
+
+CHECKS = [
+    {
+        "id": "S1",
+        "name": "parity",
+        "status": "PASS",
+        "value": 2e-6,
+        "limit": 1e-4,
+        "meaning": "The attacked graph is the deployed one.",
+    },
+    {
+        "id": "S6",
+        "name": "gradient <health>",
+        "status": "WARN",
+        "value": 0.15,
+        "limit": 0.2,
+        "meaning": "Gradients turn between neighbouring points.",
+    },
+    {
+        "id": "S21",
+        "name": "original resolution",
+        "status": "SKIP",
+        "value": None,
+        "limit": None,
+        "meaning": "Not part of this suite.",
+    },
+]
+FAILED = {
+    "id": "S14",
+    "name": "unbounded attack",
+    "status": "FAIL",
+    "value": 0.31,
+    "limit": 0.0,
+    "meaning": "An attack without a bound left images that it must move.",
+}
+
+
+def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The content of ``metrics.json`` of eight images, whose worst image AUROC is ``auroc``."""
+    checks = CHECKS if checks is None else checks
+    image = {"auroc": LEGACY_AUROC, "auroc_conservative": 0.97, "ap": math.nan, "f1_max": 0.9321}
+    pixel = {"auroc": 0.8765, "ap": 0.2, "f1_max": 0.3, "aupro": 0.6543}
+    deployed = {"tpr": 0.75, "fpr": 0.0625}
+    worst = {
+        "image": {**image, "auroc": auroc, "ap": 0.5432},
+        "pixel": {**pixel, "auroc": 0.4321},
+        "deployed": deployed,
+    }
+    scores = [-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0]
+    attacked = [_worst(norm, eps, worst) for norm, radii in THREATS.items() for eps in radii]
+    attacked += [
+        _entry(name, "linf", eps, parts)
+        for name, parts in (
+            ("apgd score", {"image": {**image, "auroc": auroc + 0.01}}),
+            ("apgd dense", {"image": {**image, "auroc": auroc + 0.02}}),
+            ("apgd linear", {"pixel": {**pixel, "auroc": 0.45}}),
+            ("legacy", {"image": image, "pixel": pixel, "deployed": deployed}),
+        )
+        for eps in THREATS["linf"]
+    ]
+    return {
+        "protocol": protocol(),
+        "clean": {"image": image, "pixel": pixel, "deployed": {"tpr": 1.0, "fpr": 0.0}},
+        "intervals": {"image": {"auroc": [0.91, 0.99]}},
+        "attacked": attacked,
+        "skipped": {"transfer score": "no detector called 'twin'"},
+        "scores": {
+            "names": [f"{kind}/{index}.png" for index, kind in enumerate(KINDS)],
+            "kinds": KINDS,
+            "clean": scores,
+            **{
+                f"{attack} {norm} {eps}": scores[::-1]
+                for attack, norms in (("worst", THREATS), ("legacy", ["linf"]))
+                for norm in norms
+                for eps in THREATS[norm]
+            },
+        },
+        "minimal_eps": {
+            "norm": "linf",
+            "threshold": 0.25,
+            "median": 3 / 255,
+            "median_normals": 2 / 255,
+            "median_anomalies": 5 / 255,
+            "values": [1 / 255] * 2 + [3 / 255] * 2 + [5 / 255] * 3 + [None],
+        },
+        "stress": [
+            {"name": "blur", "severity": 2, "image": image, "deployed": deployed},
+            {"name": "jpeg", "severity": 30, "image": {**image, "auroc": 0.9345}},
+        ],
+        "checks": checks,
+        "unreliable": any(check["status"] == "FAIL" for check in checks),
+    }
+
+
+def protocol() -> dict[str, Any]:
+    return {
+        "test_set": "labelled test images",
+        "data": "/factory/bolts & <nuts>",
+        "images": {"normal": 4, "anomalous": 4},
+        "kinds": {"good": 4, "scratch": 4},
+        "ground_truth": "native resolution, never resized",
+        "suite": "quick",
+        "threats": THREATS,
+        "attacks": {"apgd score": "APGD on the score", "legacy": "the published one"},
+        "steps": 17,
+        "seed": 7,
+        "attacked_resolution": 112,
+        "device": "cpu",
+        "versions": {"torch": "2.6.0"},
+        "seconds": 12.5,
+    }
+
+
+def _worst(norm: str, eps: str, parts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **_entry("worst", norm, eps, parts),
+        "intervals": {
+            "image": {"auroc": [0.8012, 0.9923]},
+            "pixel": {"auroc": [0.4, 0.5]},
+            "deployed": {"tpr": [0.5, 1.0], "fpr": [0.0, 0.25]},
+        },
+        "winners": {"apgd score": 0.625, "apgd dense": 0.25, "clean": 0.125},
+        "pixel_winners": {"apgd linear": 1.0},
+        "floor": {"pixel": {"auroc": 0.2109}},
+    }
+
+
+def _entry(name: str, norm: str, eps: str, parts: dict[str, Any]) -> dict[str, Any]:
+    rows = dict.fromkeys(("both", "anomalies", "normals"), parts)
+    return {"attack": name, "norm": norm, "eps": eps, "rows": rows}
