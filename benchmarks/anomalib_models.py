@@ -110,7 +110,13 @@ def fitted(model: Model, data: Path, size: int, weights: Path | None) -> Anomali
     )
     images.setup("fit")
     with TemporaryDirectory() as folder:
-        engine = Engine(default_root_dir=folder, max_epochs=model.epochs, devices=1)
+        engine = Engine(
+            default_root_dir=folder,
+            max_epochs=model.epochs,
+            devices=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         engine.fit(module, train_dataloaders=images.train_dataloader())
     return module
 

@@ -63,9 +63,22 @@ def tiny_recipe() -> Recipe:
     return recipe
 
 
+TINY_SUITE = """
+threats:
+  - norm: linf
+    eps: [2/255, 8/255]
+    attacks:
+      - {attack: pgd, objective: score, steps: 3}
+      - {attack: pgd, objective: linear, steps: 3}
+      - {attack: legacy, steps: 3}
+"""
+
+
 @pytest.fixture(scope="session")
-def tiny_evaluation() -> EvaluationConfig:
-    return EvaluationConfig(eps=["2/255", "8/255"], steps=3)
+def tiny_evaluation(tmp_path_factory: pytest.TempPathFactory) -> EvaluationConfig:
+    suite = tmp_path_factory.mktemp("suite") / "tiny.yaml"
+    suite.write_text(TINY_SUITE)
+    return EvaluationConfig(suite=str(suite))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def _highest(weight: Tensor, images: Tensor, eps: float, norm: str) -> Tensor:
         moved = room.clamp_max(eps)
     elif norm == "l2":
         low, high = torch.zeros(len(images), 1).double(), torch.full((len(images), 1), 1e6).double()
-        for _ in range(100):
+        for _ in range(60):
             middle = (low + high) / 2
             inside = torch.minimum(middle * slope, room).norm(dim=1, keepdim=True) <= eps
             low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)

@@ -46,17 +46,19 @@ def test_the_evaluation_states_its_protocol_and_all_its_rows(run: Path) -> None:
     assert found["protocol"]["ground_truth"] == "native resolution, never resized"
     assert found["protocol"]["versions"]["numpy"] == np.__version__
     seen = {(entry["attack"], entry["eps"]) for entry in found["attacked"]}
-    assert seen == {(a, e) for a in ("score", "map", "legacy") for e in ("2/255", "8/255")}
+    attacks = ("worst", "pgd score", "pgd linear", "legacy")
+    assert seen == {(attack, eps) for attack in attacks for eps in ("2/255", "8/255")}
+    assert found["protocol"]["threats"] == {"linf": ["2/255", "8/255"]}
     for entry in found["attacked"]:
         assert set(entry["rows"]) == {"both", "anomalies", "normals"}
 
 
-def test_the_adaptive_attack_hurts_more_with_eps_and_most_on_both_classes(run: Path) -> None:
+def test_the_worst_case_falls_with_eps_and_is_lowest_with_both_classes_attacked(run: Path) -> None:
     found = metrics(run)
     rows = {
         entry["eps"]: {row: value["image"]["auroc"] for row, value in entry["rows"].items()}
         for entry in found["attacked"]
-        if entry["attack"] == "score"
+        if entry["attack"] == "worst"
     }
     clean = found["clean"]["image"]["auroc"]
     for row in ("both", "anomalies", "normals"):
@@ -69,7 +71,7 @@ def test_recorded_scores_give_the_recorded_metrics(run: Path) -> None:
     labels = np.array([kind != "good" for kind in found["scores"]["kinds"]])
     for key, expected in (
         ("clean", found["clean"]["image"]["auroc"]),
-        ("score 8/255", _row(found, "score", "8/255", "both")["image"]["auroc"]),
+        ("worst linf 8/255", _row(found, "worst", "8/255", "both")["image"]["auroc"]),
     ):
         assert image_metrics(np.array(found["scores"][key]), labels).auroc == expected
 
@@ -151,13 +153,13 @@ def test_prediction_is_at_the_resolution_of_the_image(
 
 
 def test_evaluate_renews_the_metrics_of_a_run_and_its_twin(
-    run: Path, tree: Path, tmp_path: Path
+    run: Path, tree: Path, tiny_evaluation: EvaluationConfig, tmp_path: Path
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    patchguard.evaluate(copy, tree, evaluation=EvaluationConfig(eps=["1/255"], steps=1))
-    assert metrics(copy)["protocol"]["eps"] == ["1/255"]
-    assert metrics(copy / "twin")["protocol"]["eps"] == ["1/255"]
+    patchguard.evaluate(copy, tree, evaluation=replace(tiny_evaluation, eps=["1/255"]))
+    assert metrics(copy)["protocol"]["threats"] == {"linf": ["1/255"]}
+    assert metrics(copy / "twin")["protocol"]["threats"] == {"linf": ["1/255"]}
     assert metrics(copy)["clean"] == metrics(run)["clean"]
 
 
@@ -181,7 +183,11 @@ def test_a_plain_folder_of_normals_is_enough(
 
 
 def test_fit_names_corrupt_files_and_strict_fails(
-    tree: Path, tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tree: Path,
+    tiny_recipe: Recipe,
+    tiny_evaluation: EvaluationConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = tmp_path / "disc"
     shutil.copytree(tree, copy)
@@ -194,7 +200,7 @@ def test_fit_names_corrupt_files_and_strict_fails(
         recipe=tiny_recipe,
         steps=1,
         twin=False,
-        evaluation=EvaluationConfig(eps=["1/255"], steps=1),
+        evaluation=tiny_evaluation,
     )
     printed = capsys.readouterr().out
     assert "007.png" in printed
@@ -229,6 +235,7 @@ def test_a_typo_leaves_no_run_folder_behind(
         ["--recipe.training.attention", "{9: 1.0}"],
         ["--recipe.model.heads", "3"],
         ["--evaluation.eps", "[4/25a]"],
+        ["--evaluation.suite", "no_such_suite"],
         ["--steps", "-5"],
     ):
         status = cli.main(["fit", str(tree), "--out", str(out), "--recipe", "fast", *wrong])
@@ -250,15 +257,18 @@ def test_a_run_is_not_continued_on_other_images(
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_evaluate_needs_no_training_images(run: Path, tree: Path, tmp_path: Path) -> None:
+def test_evaluate_needs_no_training_images(
+    run: Path, tree: Path, tiny_evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
     copy, labelled = tmp_path / "run", tmp_path / "labelled"
     shutil.copytree(run, copy)
     shutil.copytree(tree / "test", labelled / "test")
-    patchguard.evaluate(copy, labelled, evaluation=EvaluationConfig(eps=["1/255"], steps=1))
+    patchguard.evaluate(copy, labelled, evaluation=tiny_evaluation)
     found = metrics(copy)
     assert found["protocol"]["ground_truth"] == "none"
     assert "pixel" not in found["clean"]
-    assert {entry["attack"] for entry in found["attacked"]} == {"score"}
+    assert {entry["attack"] for entry in found["attacked"]} == {"worst", "pgd score"}
+    assert set(found["skipped"]) == {"pgd linear", "legacy"}
 
 
 def test_an_empty_mask_is_named(run: Path, tree: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,16 @@ from rich.progress import (
 from patchguard import __version__
 from patchguard.anomalies.gallery import gallery
 from patchguard.attacks.suite import Member, members
-from patchguard.config import DataConfig, EvaluationConfig, FitConfig, parse_eps, parse_size
+from patchguard.config import (
+    SUITES,
+    DataConfig,
+    EvaluationConfig,
+    FitConfig,
+    Suite,
+    load_suite,
+    parse_eps,
+    parse_size,
+)
 from patchguard.data.folder import ImageFolder
 from patchguard.data.images import write_png
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
@@ -43,7 +52,7 @@ from patchguard.evaluation.protocol import (
     score_images,
     suite_of,
 )
-from patchguard.evaluation.store import detector_digest, images_digest
+from patchguard.evaluation.store import detector_digest, digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import (
@@ -117,13 +126,14 @@ def provenance(material: Material) -> dict[str, Any]:
 
 
 def check(settings: FitConfig) -> None:
-    """Build the network once, without its pretrained weights, and count the steps.
+    """Build the network once, without its pretrained weights; read the suite; count the steps.
 
     Raises:
         PatchGuardError: settings that contradict each other; nothing is written yet.
     """
     recipe = settings.recipe
     total_steps(recipe.training, images=1)
+    suite_of(settings.evaluation)
     model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
     check_blocks(model, recipe.training)
 
@@ -248,7 +258,7 @@ def evaluate_other(
     """Evaluate a detector that is not a run folder, into ``folder``."""
     provenance = {
         "weights_sha256": found.sha256,
-        "data_sha256": images_digest(test),
+        "data_sha256": test.sha256,
         "versions": versions(),
         "mask_protocol": "native",
     }
@@ -297,7 +307,7 @@ def evaluate_into(
         "parameters": sum(weights.numel() for weights in subject.detector.parameters()),
         "sha256": detector_digest(subject.detector),
     }
-    images = {"name": Path(data).resolve().name, "sha256": images_digest(evaluation.test)}
+    images = {"name": Path(data).resolve().name, "sha256": evaluation.test.sha256}
     write_card(robustness_card(metrics, detector=described, data=images), folder / CARD)
     return evaluation
 
@@ -334,7 +344,7 @@ def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
     """What the checks on records want to know."""
     return {
         "weights_sha256": json.loads((folder / MANIFEST).read_text())[WEIGHTS],
-        "data_sha256": images_digest(test),
+        "data_sha256": test.sha256,
         "versions": versions(),
         "seeds": 1,
         "selection_rule": "the last step of training; no test image was used",
@@ -350,7 +360,7 @@ def _protocol(
         test = test.subset(config.images, seed)
     anomalous = int(test.labels.sum())
     return {
-        "suite": Path(config.suite).stem,
+        "suite": _suite_name(config, suite),
         "test_set": test_name,
         "data": data,
         "images": {"normal": len(test.labels) - anomalous, "anomalous": anomalous},
@@ -367,6 +377,14 @@ def _protocol(
         "device": device().type,
         "versions": versions(),
     }
+
+
+def _suite_name(config: EvaluationConfig, suite: Suite) -> str:
+    """Its name, with a digest of its threats where they are not those of a built-in suite."""
+    name = Path(config.suite).stem
+    if (SUITES / f"{name}.yaml").exists() and load_suite(name).threats == suite.threats:
+        return name
+    return f"{name}, altered ({digest([asdict(threat) for threat in suite.threats])[:8]})"
 
 
 def _told(member: Member) -> str:

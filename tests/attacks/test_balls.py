@@ -78,9 +78,7 @@ def test_a_large_dense_perturbation_of_photo_size_stays_in_the_ball(ball: NormBa
 
 
 @BALL
-def test_random_points_are_inside_and_differ_between_images(
-    ball: NormBall, images: Tensor
-) -> None:
+def test_random_points_are_inside_and_differ_between_images(ball: NormBall, images: Tensor) -> None:
     for eps in EPS[ball.name]:
         points = ball.random(images, eps, generator(3))
         assert_inside(points, images, ball, eps)

@@ -96,7 +96,7 @@ def test_an_evaluation_without_extras_gives_a_card() -> None:
     assert card["numbers"]["minimal_eps"] is None and card["checks"]["list"] == []
     assert card["numbers"]["attacked"][0]["pixel_auroc"] is None
     assert card["numbers"]["attacked"][0]["image_auroc_interval"] is None
-    assert not card["unreliable"]
+    assert not card["unreliable"] and headline(card).endswith("no checks were run")
 
 
 def test_what_is_not_finite_is_null() -> None:

@@ -41,6 +41,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "legacy": partial(PGD, start=0.0, keep_best=False),
 }
 
+
 @dataclass(frozen=True)
 class Member:
     """An attack of a suite, as written there.

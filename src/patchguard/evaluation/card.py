@@ -96,16 +96,16 @@ def headline(card: Mapping[str, Any]) -> str:
             f"eps@AUROC 0.5 {eps_text(norm, eps_at_chance(card, norm))}",
         ]
     checks = card["checks"]
-    verdict = f"checks {checks['passed']} of {checks_run(checks)} passed"
+    run = checks_run(checks)
+    verdict = f"checks {checks['passed']} of {run} passed" if run else "no checks were run"
     if card["unreliable"]:
         verdict += f", UNRELIABLE: {', '.join(failed_checks(card)) or 'flagged'}"
     return " | ".join([*parts, verdict])
 
 
-def headline_result(card: Mapping[str, Any], norm: str | None = None) -> Mapping[str, Any] | None:
-    """The worst case that stands for a threat, the first one by default; None without any."""
-    threats = {threat["norm"]: threat["eps"] for threat in card["protocol"]["threats"]}
-    norm = next(iter(threats), None) if norm is None else norm
+def headline_result(card: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The worst case that stands for the first threat; None where nothing attacked."""
+    norm = next((threat["norm"] for threat in card["protocol"]["threats"]), None)
     results = {
         found["eps"]: found for found in card["numbers"]["attacked"] if found["norm"] == norm
     }

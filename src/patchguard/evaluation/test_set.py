@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class TestSet:
         kinds: ``good`` or the kind of defect.
         images: [N, 3, S, S] in [0, 1], S the detector's size.
         masks: bool [H, W] at the resolution of the ground truth, or None without ground truth.
+        sha256: of the images and masks they were made from, the same for every detector.
     """
 
     __test__ = False
@@ -36,6 +38,7 @@ class TestSet:
     kinds: tuple[str, ...]
     images: Tensor
     masks: tuple[np.ndarray, ...] | None
+    sha256: str = ""
 
     @property
     def labels(self) -> np.ndarray:
@@ -57,6 +60,7 @@ class TestSet:
             kinds=tuple(self.kinds[index] for index in chosen),
             images=self.images[chosen],
             masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
+            sha256=hashlib.sha256(f"{self.sha256} {chosen}".encode()).hexdigest(),
         )
 
     def coverage(self) -> Tensor:
@@ -74,7 +78,10 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
         PatchGuardError: a mask of an anomalous image is empty.
     """
     images, masks = [], []
+    source = hashlib.sha256()
     for sample in samples:
+        for path in filter(None, (sample.path, sample.mask if with_masks else None)):
+            source.update(path.read_bytes())
         image = read_image(sample.path)
         images.append(to_tensor(resize_image(image, size)))
         if with_masks:
@@ -85,6 +92,7 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
         kinds=tuple(sample.kind for sample in samples),
         images=torch.stack(images),
         masks=tuple(masks) if with_masks else None,
+        sha256=source.hexdigest(),
     )
 
 
@@ -119,11 +127,15 @@ def pseudo_test_set(
         for index, (image, foreground) in enumerate(zip(images, foregrounds, strict=True))
     ]
     empty = [np.zeros(image.shape[:2], dtype=bool) for image in images]
+    source = hashlib.sha256()
+    for image in (*images, *(pair[0] for pair in made)):
+        source.update(image.tobytes())
     return TestSet(
         names=(*(f"good/{name}" for name in names), *(f"pseudo/{name}" for name in names)),
         kinds=("good",) * len(names) + ("pseudo",) * len(names),
         images=torch.stack([to_tensor(image) for image in (*images, *(pair[0] for pair in made))]),
         masks=(*empty, *(pair[1] for pair in made)),
+        sha256=source.hexdigest(),
     )
 
 

@@ -45,10 +45,10 @@ class AnomalibDetector(Detector):
     returns; those of SuperSimpleNet are taken before the sigmoid that it ends in.
 
     Many models run their frozen feature extractor without gradients. Within the detector that is
-    lifted: values stay the same. Where a model leaves PyTorch, detaches its result or runs in
-    inference mode (such as CFA, CFlow, DFKDE, SuperADD) no gradient arrives, attacks by gradients
-    raise :class:`~patchguard.attacks.attack.NotDifferentiable`, and the others apply. A model may
-    also detach part of what it computes; the finite-difference check shows that.
+    lifted: values stay the same. Where a model detaches its result or runs in inference mode (CFA,
+    CFlow, DFKDE, FRE, SuperADD, UniNet) no gradient arrives, attacks by gradients raise
+    :class:`~patchguard.attacks.attack.NotDifferentiable`, and the others apply. A model may also
+    detach part of what it computes; the finite-difference check shows that.
 
     PatchCore and PaDiM show their patch embeddings as ``features``.
 

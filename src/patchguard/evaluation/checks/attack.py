@@ -153,8 +153,7 @@ def eps_curve(context: CheckContext) -> Verdict:
 
 def unbounded(context: CheckContext) -> Verdict:
     """S14: without a limit on the perturbation every image must reach the other side."""
-    attack = APGD(image_score, steps=100 if context.full else 50)
-    value = context.auroc(context.attempt(attack, eps=1.0).values)
+    value = context.auroc(context.attempt(APGD(image_score, steps=50), eps=1.0).values)
     maps = _unbounded_maps(context) if context.full and context.test.masks is not None else 0.0
     if value <= 0 and maps > 0.05:
         return Verdict(
@@ -257,7 +256,7 @@ def _broken_at(context: CheckContext) -> str:
 def _unbounded_maps(context: CheckContext) -> float:
     """Pooled pixel AUROC, at the detector's size, after an attack without limit."""
     masks = context.batch.masks
-    attack = APGD(PixelMap(float(masks.mean())), steps=100)
+    attack = APGD(PixelMap(float(masks.mean())), steps=50)
     images = context.attempt(attack, eps=1.0).images
     with attackable(context.detector), torch.no_grad():
         maps = context.detector(images).anomaly_map.float().cpu().numpy()

@@ -101,17 +101,22 @@ class CheckContext:
 
     @cached_property
     def chosen(self) -> np.ndarray:
-        """Indices of the images that checks attack: of both classes, spread over the kinds."""
-        each = 8 if self.full else 4
-        labels = self.test.labels
-        classes = [np.flatnonzero(labels == label) for label in (False, True)]
-        return np.concatenate(
-            [
-                indices[np.unique(np.linspace(0, len(indices) - 1, each).round().astype(int))]
-                for indices in classes
-                if len(indices)
-            ]
-        )
+        """Indices of the images that checks attack, of both classes.
+
+        Half of each class are those nearest to the other class, on which AUROC turns; the other
+        half are spread over the rest and so over the kinds of defects.
+        """
+        half = 4 if self.full else 2
+        labels, worst = self.test.labels, self.worst_at_eps
+        scores = self.clean_scores if worst is None else worst.scores
+        chosen = []
+        for label in (False, True):
+            members = np.flatnonzero(labels == label)
+            hardest = members[np.argsort(scores[members] if label else -scores[members])][:half]
+            rest = np.setdiff1d(members, hardest)
+            places = np.linspace(0, len(rest) - 1, min(half, len(rest))).round().astype(int)
+            chosen += [np.sort(hardest), rest[places]]
+        return np.concatenate(chosen)
 
     @cached_property
     def batch(self) -> Batch:

@@ -23,6 +23,8 @@ class Registered:
     quick: bool = False
 
 
+# Measured with the built-in backbone at 112 px on a busy machine, one thread: the quick checks
+# took 11 s, all of them 4 minutes (about 18,000 gradients and as many forward passes).
 CHECKS = (
     Registered("S1", "attacked is deployed", detector.parity, quick=True),
     Registered("S2", "gradients are true", detector.gradients, quick=True),
@@ -48,7 +50,7 @@ CHECKS = (
     Registered("S22", "constraints", results.constraint, quick=True),
     Registered("S23", "ties", results.ties, quick=True),
     Registered("S24", "undefended control", results.undefended_control, quick=True),
-    Registered("S25", "canaries", canaries),
+    Registered("S25", "canaries", canaries, quick=True),
     Registered("S26", "certificates", results.certificates, quick=True),
     Registered("S27", "no ground truth", results.label_leakage, quick=True),
     Registered("S28", "statistics and records", results.statistics, quick=True),
