@@ -347,7 +347,7 @@ def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
         "data_sha256": test.sha256,
         "versions": versions(),
         "seeds": 1,
-        "selection_rule": "the last step of training; no test image was used",
+        "selection_rule": "the last step of training, nothing was selected",
         "mask_protocol": "native",
     }
 
