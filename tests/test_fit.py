@@ -320,3 +320,46 @@ def test_help_and_import_stay_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_doctor_prints_every_check_and_its_status_follows_them(
+    run: Path,
+    tree: Path,
+    tiny_evaluation: EvaluationConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    suite = ["--evaluation.suite", tiny_evaluation.suite, "--evaluation.images", "8"]
+    status = cli.main(["doctor", str(copy), str(tree), *suite])
+    printed = capsys.readouterr()
+    checks = metrics(copy)["checks"]
+    assert [check["id"] for check in checks] == [f"S{number}" for number in range(1, 31)]
+    for check in checks:
+        assert f"{check['status']:4} {check['id']:4}{check['name']}:" in printed.out
+    failed = [check["id"] for check in checks if check["status"] == "FAIL"]
+    assert status == (1 if failed else 0)
+    assert all(name in printed.err for name in failed)
+
+
+def test_a_detector_of_ones_own_is_evaluated_into_a_folder_and_a_leaderboard(
+    run: Path, tree: Path, tiny_evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "def bright(images):\n    return images.mean((1, 2, 3)), images.mean(1)\n\n"
+        "bright.image_size = 32\n\ndef make():\n    return bright\n"
+    )
+    out = tmp_path / "cards" / "mine"
+    arguments = ["evaluate", f"{source}:make", str(tree), "--out", str(out)]
+    assert cli.main([*arguments, "--evaluation.suite", tiny_evaluation.suite]) == 0
+    shutil.copytree(run, tmp_path / "cards" / "run")
+    page = tmp_path / "board.html"
+    assert cli.main(["leaderboard", str(tmp_path / "cards"), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "make" in text
+    assert "twin" in text
+    card = json.loads((out / "card.json").read_text())
+    assert card["detector"]["kind"] == "python"
+    assert card["data"]["sha256"] == json.loads((run / "card.json").read_text())["data"]["sha256"]

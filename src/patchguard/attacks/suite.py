@@ -25,7 +25,6 @@ from patchguard.config import ThreatConfig
 from patchguard.detector import Detector
 from patchguard.errors import PatchGuardError
 
-
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
     "apgd": APGD,

@@ -11,6 +11,7 @@ from copy import copy as shallow_copy
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from queue import SimpleQueue
 from threading import Event
 
@@ -136,7 +137,7 @@ def run_threat(campaign: Campaign, threat: ThreatConfig, advance: Advance) -> Th
         except NotDifferentiable as reason:
             skipped[member.name] = str(reason)
         done += share
-    for smaller, larger in zip(worst, worst[1:], strict=False):
+    for smaller, larger in pairwise(worst):
         larger.carry(smaller)
     found = [
         Worst(threat.norm, eps, each.scores, tuple(each.winners), torch.from_numpy(each.images))

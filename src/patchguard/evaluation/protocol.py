@@ -34,7 +34,7 @@ from patchguard.evaluation.outcome import Scored, Worst
 from patchguard.evaluation.pixels import ROWS
 from patchguard.evaluation.store import Store, detector_digest, digest, images_digest
 from patchguard.evaluation.stress import STRESSES, stressed
-from patchguard.evaluation.test_set import TestSet
+from patchguard.evaluation.test_set import Captured, TestSet
 
 WORST, LEGACY = "worst", "legacy"
 SEVERITIES = (1, 3, 5)
@@ -346,6 +346,7 @@ class _Findings:
             threshold=self.known.threshold,
             twin_auroc=self.known.twin_auroc.get(nearest),
             deployed=self.known.deployed,
+            captured=Captured(self.test.paths) if self.test.paths else None,
             provenance={"seed": self.seed, "intervals": True, **self.known.provenance},
             seed=self.seed,
             effort="full" if self.suite.all_checks else "quick",

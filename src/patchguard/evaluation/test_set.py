@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class TestSet:
         images: [N, 3, S, S] in [0, 1], S the detector's size.
         masks: bool [H, W] at the resolution of the ground truth, or None without ground truth.
         sha256: of the images and masks they were made from, the same for every detector.
+        paths: the files they were read from; empty for images that were made.
     """
 
     __test__ = False
@@ -39,6 +41,7 @@ class TestSet:
     images: Tensor
     masks: tuple[np.ndarray, ...] | None
     sha256: str = ""
+    paths: tuple[Path, ...] = ()
 
     @property
     def labels(self) -> np.ndarray:
@@ -61,6 +64,7 @@ class TestSet:
             images=self.images[chosen],
             masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
             sha256=hashlib.sha256(f"{self.sha256} {chosen}".encode()).hexdigest(),
+            paths=tuple(self.paths[index] for index in chosen) if self.paths else (),
         )
 
     def coverage(self) -> Tensor:
@@ -93,7 +97,29 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
         images=torch.stack(images),
         masks=tuple(masks) if with_masks else None,
         sha256=source.hexdigest(),
+        paths=tuple(sample.path for sample in samples),
     )
+
+
+class Captured(Sequence[np.ndarray]):
+    """The images [H, W, 3] in [0, 1] of files as they were captured, read when asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Captured: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | Captured:
+        if isinstance(index, slice):
+            return Captured(self._paths[index])
+        return read_image(self._paths[index])
 
 
 def _defect(path: Path) -> np.ndarray:
