@@ -56,7 +56,7 @@ def fit(
         PatchGuardError: bad input; its one line says what to do.
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
-    from patchguard import fitting
+    from patchguard import evaluating, fitting
     from patchguard.deploy.calibration import required_normals
     from patchguard.models.checkpoint import METRICS
     from patchguard.training.material import prepare
@@ -87,17 +87,17 @@ def fit(
     fitting.write_anomalies(material, settings.recipe.data, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
-        runs[folder / "twin"] = fitting.undefended(settings)
+        runs[folder / evaluating.TWIN] = fitting.undefended(settings)
     for run, of_run in runs.items():
         fitting.fit_detector(material, of_run, run, tell=_tell)
-    test, name = fitting.test_set(material, settings, _tell)
+    test, name = evaluating.test_set(material, settings, _tell)
     # The twin first: its worst case is the control of the checks.
     for run in reversed(runs):
         if not (run / METRICS).exists():
-            fitting.evaluate_run(
+            evaluating.evaluate_run(
                 run, test, name, settings.evaluation, data=str(data), seed=settings.seed
             )
-        _tell(fitting.outcome(run))
+        _tell(evaluating.outcome(run))
     write_report(folder)
     return folder
 
@@ -140,7 +140,7 @@ def evaluate(
         PatchGuardError: bad input; its one line says what to do.
         patchguard.errors.Interrupted: stopped by the user.
     """
-    from patchguard import fitting
+    from patchguard import evaluating
     from patchguard.data.folder import scan_test
     from patchguard.integrations.load import load_detector
     from patchguard.models.checkpoint import CONFIG, METRICS
@@ -152,19 +152,21 @@ def evaluate(
         _tell(f"skipped {path}: {reason}")
     if not tree.has_test:
         raise PatchGuardError(f"{data}: no test folder with both normal and anomalous images")
-    test = fitting.labelled(tree, found.image_size, _tell)
+    test = evaluating.labelled(tree, found.image_size, _tell)
     folder = Path(detector)
     if (folder / CONFIG).exists():
-        for run in (folder / fitting.TWIN, folder):
+        for run in (folder / evaluating.TWIN, folder):
             if run.exists():
-                fitting.evaluate_run(run, test, fitting.LABELLED, config, data=str(data), seed=seed)
-                _tell(fitting.outcome(run))
+                evaluating.evaluate_run(
+                    run, test, evaluating.LABELLED, config, data=str(data), seed=seed
+                )
+                _tell(evaluating.outcome(run))
         write_report(folder)
         return folder / METRICS
     folder = Path(out) if out else Path("evaluations") / found.name
     folder.mkdir(parents=True, exist_ok=True)
-    fitting.evaluate_other(folder, found, test, config, data=str(data), seed=seed)
-    _tell(fitting.outcome(folder))
+    evaluating.evaluate_other(folder, found, test, config, data=str(data), seed=seed)
+    _tell(evaluating.outcome(folder))
     write_leaderboard(folder, out=folder / "leaderboard.html")
     return folder / METRICS
 
@@ -204,7 +206,7 @@ def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html"
     Raises:
         PatchGuardError: no card, or a damaged one.
     """
-    from patchguard.fitting import CARD
+    from patchguard.evaluating import CARD
     from patchguard.report.leaderboard import render_leaderboard
 
     found = sorted(Path(cards).rglob(CARD))

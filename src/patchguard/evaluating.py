@@ -1,0 +1,292 @@
+"""The steps of ``patchguard evaluate``, one function each; ``fit`` ends with them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchguard import __version__
+from patchguard.attacks.suite import Member, members
+from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite, parse_size
+from patchguard.data.folder import ImageFolder
+from patchguard.deploy.predict import Predictor, load_calibrated
+from patchguard.detector import Detector, device
+from patchguard.errors import Interrupted
+from patchguard.evaluation.card import robustness_card, write_card
+from patchguard.evaluation.protocol import (
+    CHECK_EPS,
+    WORST,
+    Evaluation,
+    Surroundings,
+    evaluate_detector,
+    score_images,
+    suite_of,
+)
+from patchguard.evaluation.store import detector_digest, digest
+from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
+from patchguard.integrations.load import Loaded
+from patchguard.models.checkpoint import MANIFEST, METRICS, WEIGHTS, load_detector, seal
+from patchguard.report.progress import Watching
+from patchguard.training.material import Material
+
+Tell = Callable[[str], None]
+
+TWIN, CACHE, CARD = "twin", "attacks", "card.json"
+
+SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
+LABELLED = "labelled test images"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector under evaluation: its name, what kind it is, and what is known of it."""
+
+    name: str
+    kind: str
+    detector: Detector
+    known: Surroundings
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a number."""
+    packages = ("torch", "timm", "lightning", "numpy")
+    return {
+        "patchguard": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def test_set(material: Material, settings: FitConfig, tell: Tell) -> tuple[TestSet, str]:
+    """The labelled test images of the folder, or a self-test where it has none; and which."""
+    data = settings.recipe.data
+    if material.folder.has_test:
+        return labelled(material.folder, data.image_size, tell), LABELLED
+    if material.folder.test:
+        tell("the test folder lacks normal or anomalous images: a self-test takes its place")
+    held_out = material.held_out
+    made = pseudo_test_set(
+        held_out.names, held_out.images, held_out.foregrounds, data.anomalies, settings.seed
+    )
+    return made, SELF_TEST
+
+
+def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
+    """The labelled test images of a folder; says what its ground truth allows."""
+    if folder.has_masks:
+        tell("pixel metrics at the resolution of the ground truth, which is never resized")
+    else:
+        anomalous = sum(sample.anomalous for sample in folder.test)
+        missing = len(folder.unmasked)
+        tell(f"no pixel metrics: {missing} of {anomalous} anomalous images have no mask")
+    return labelled_images(folder.test, size, folder.has_masks)
+
+
+def evaluate_run(
+    folder: Path, test: TestSet, test_name: str, config: EvaluationConfig, *, data: str, seed: int
+) -> Evaluation:
+    """Evaluate the detector of a run folder and write everything into that folder.
+
+    Its twin, where there is one, has to be evaluated before: it is the control of the checks and
+    the source of transfer attacks. The twin itself falls to the quick suite, so that is what it
+    gets, at the radii of the suite asked for.
+    """
+    if folder.name == TWIN:
+        config = _quick(config)
+    detector, calibration = load_calibrated(folder)
+    # The self-test's normals set the threshold: rates at it would only repeat that.
+    threshold = calibration.threshold if test_name == LABELLED else None
+    predictor = Predictor(detector.to(device()), calibration, detector.image_size)
+    twin = folder / TWIN
+    control = twin.exists() and (twin / METRICS).exists()
+    known = Surroundings(
+        threshold=threshold,
+        twin_auroc=worst_auroc(twin) if control else {},
+        sources={TWIN: load_detector(twin).to(device())} if control else {},
+        deployed=lambda image: predictor(image)[0],
+        provenance=_provenance(folder, test),
+        checks=folder.name != TWIN,
+    )
+    subject = Subject(folder.resolve().name, "PatchGuard", detector.to(device()), known)
+    evaluation = evaluate_into(folder, subject, test, test_name, config, data=data, seed=seed)
+    seal(folder, METRICS)
+    return evaluation
+
+
+def _quick(config: EvaluationConfig) -> EvaluationConfig:
+    """The quick suite at the linf radii of another."""
+    threat = suite_of(config).threats[0]
+    eps = threat.eps if threat.norm == "linf" else None
+    return replace(config, suite="quick", eps=eps, all_checks=False)
+
+
+def evaluate_other(
+    folder: Path, found: Loaded, test: TestSet, config: EvaluationConfig, *, data: str, seed: int
+) -> Evaluation:
+    """Evaluate a detector that is not a run folder, into ``folder``."""
+    provenance = {
+        "weights_sha256": found.sha256,
+        "data_sha256": test.sha256,
+        "versions": versions(),
+        "mask_protocol": "native",
+    }
+    known = Surroundings(threshold=found.threshold, provenance=provenance)
+    subject = Subject(found.name, found.kind, found.detector.to(device()), known)
+    return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed)
+
+
+def evaluate_into(
+    folder: Path,
+    subject: Subject,
+    test: TestSet,
+    test_name: str,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+) -> Evaluation:
+    """Evaluate any detector; write ``metrics.json``, ``gallery.npz`` and ``card.json``."""
+    began = time.monotonic()
+    try:
+        with Watching(subject.name) as watching:
+            evaluation = evaluate_detector(
+                subject.detector,
+                test,
+                config,
+                known=subject.known,
+                seed=seed,
+                cache=folder / CACHE,
+                advance=watching.advance,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; finished attacks are kept in {folder / CACHE}: give the same command "
+            "again to go on (fit: with --resume)"
+        ) from None
+    protocol = _protocol(test, test_name, config, data, seed)
+    protocol["seconds"] = round(time.monotonic() - began, 1)
+    metrics = {"protocol": protocol, **evaluation.summary}
+    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    _write_gallery(folder / "gallery.npz", evaluation, subject.detector)
+    described = {
+        "name": subject.name,
+        "kind": subject.kind,
+        "parameters": sum(weights.numel() for weights in subject.detector.parameters()),
+        "sha256": detector_digest(subject.detector),
+    }
+    images = {"name": Path(data).resolve().name, "sha256": evaluation.test.sha256}
+    write_card(robustness_card(metrics, detector=described, data=images), folder / CARD)
+    return evaluation
+
+
+def worst_auroc(folder: Path) -> dict[str, float]:
+    """By eps, the worst-case image AUROC of an evaluated detector."""
+    metrics = json.loads((folder / METRICS).read_text())
+    return {
+        entry["eps"]: entry["rows"]["both"]["image"]["auroc"]
+        for entry in metrics["attacked"]
+        if entry["attack"] == WORST and entry["norm"] == "linf"
+    }
+
+
+def outcome(folder: Path) -> str:
+    """One line for the terminal: image AUROC clean and in the worst case."""
+    metrics = json.loads((folder / METRICS).read_text())
+    worst = ", ".join(f"{eps} {auroc:.3f}" for eps, auroc in worst_auroc(folder).items())
+    clean = metrics["clean"]["image"]["auroc"]
+    return f"{folder.name}: image AUROC clean {clean:.3f}; worst case of the suite: {worst}"
+
+
+def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
+    """What the checks on records want to know."""
+    return {
+        "weights_sha256": json.loads((folder / MANIFEST).read_text())[WEIGHTS],
+        "data_sha256": test.sha256,
+        "versions": versions(),
+        "seeds": 1,
+        "selection_rule": "the last step of training, nothing was selected",
+        "mask_protocol": "native",
+    }
+
+
+def _protocol(
+    test: TestSet, test_name: str, config: EvaluationConfig, data: str, seed: int
+) -> dict[str, Any]:
+    suite = suite_of(config)
+    if config.images is not None:
+        test = test.subset(config.images, seed)
+    anomalous = int(test.labels.sum())
+    return {
+        "suite": _suite_name(config, suite),
+        "test_set": test_name,
+        "data": data,
+        "images": {"normal": len(test.labels) - anomalous, "anomalous": anomalous},
+        "kinds": {kind: test.kinds.count(kind) for kind in sorted(set(test.kinds))},
+        "ground_truth": "none" if test.masks is None else "native resolution, never resized",
+        "threats": {threat.norm: threat.eps for threat in suite.threats},
+        "attacks": {
+            f"{member.name} ({threat.norm})": _told(member)
+            for threat in suite.threats
+            for member in members(threat)
+        },
+        "attacked_resolution": test.images.shape[-1],
+        "seed": seed,
+        "device": device().type,
+        "versions": versions(),
+    }
+
+
+def _suite_name(config: EvaluationConfig, suite: Suite) -> str:
+    """Its name, with a digest of its threats where they are not those of a built-in suite."""
+    name = Path(config.suite).stem
+    if (SUITES / f"{name}.yaml").exists() and load_suite(name).threats == suite.threats:
+        return name
+    return f"{name}, altered ({digest([asdict(threat) for threat in suite.threats])[:8]})"
+
+
+def _told(member: Member) -> str:
+    """An attack of a suite with its settings."""
+    settings = {**member.settings, **{f"objective {key}": v for key, v in member.options.items()}}
+    if member.starts:
+        settings["starts"] = "+".join(member.starts)
+    told = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return f"{member.kind} on {member.objective}" + (f": {told}" if told else "")
+
+
+def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> None:
+    """One image of each kind, clean and as the worst attack on its score leaves it."""
+    test = evaluation.test
+    chosen = [test.kinds.index(kind) for kind in sorted(set(test.kinds))][:8]
+    norm = evaluation.worst[0].norm
+    worst = min(
+        (entry for entry in evaluation.worst if entry.norm == norm),
+        key=lambda found: abs(parse_size(norm, found.eps) - CHECK_EPS),
+    )
+    attacked = score_images(detector, worst.images[chosen], len(chosen))
+
+    def pictures(images: torch.Tensor) -> np.ndarray:
+        return images[chosen].permute(0, 2, 3, 1).numpy()
+
+    np.savez_compressed(
+        path,
+        images=pictures(test.images),
+        truth=test.coverage()[chosen].numpy(),
+        has_truth=np.array(test.masks is not None),
+        maps=evaluation.clean.maps[chosen],
+        scores=evaluation.clean.scores[chosen],
+        attacked=pictures(worst.images),
+        attacked_maps=attacked.maps,
+        attacked_scores=attacked.scores,
+        names=np.array([test.names[index] for index in chosen]),
+        eps=np.array(worst.eps),
+        attack=np.array(WORST),
+    )
