@@ -83,7 +83,7 @@ def _row(found: dict, attack: str, eps: str, row: str) -> dict:  # type: ignore[
 
 def test_a_loaded_detector_gives_the_scores_of_the_evaluation(run: Path, tree: Path) -> None:
     from patchguard.data.folder import scan
-    from patchguard.evaluation.protocol import score_images
+    from patchguard.evaluation.scoring import score_images
     from patchguard.evaluation.test_set import labelled_images
 
     detector = patchguard.load(run)

@@ -281,6 +281,8 @@ class EvaluationConfig:
         eps: sizes of the suite's first threat, in place of its own.
         all_checks: run the slow self-checks too.
         images: attack only that many test images, the same share of each kind; all when absent.
+        looks: of a detector that is random by design, the mean of that many looks is attacked and
+            judged (expectation over transformation); 1 for all others.
         batch_size: images attacked at once by each worker.
     """
 
@@ -288,6 +290,7 @@ class EvaluationConfig:
     eps: list[str] | None = None
     all_checks: bool = False
     images: int | None = None
+    looks: int = 1
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -296,6 +299,7 @@ class EvaluationConfig:
             parse_eps(radius)
         few = self.images is not None and self.images < 2
         _require(not few, "evaluation.images", self.images, "at least 2")
+        _require(self.looks >= 1, "evaluation.looks", self.looks, "at least 1")
         _require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
 
 

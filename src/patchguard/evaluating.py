@@ -28,9 +28,9 @@ from patchguard.evaluation.protocol import (
     Evaluation,
     Surroundings,
     evaluate_detector,
-    score_images,
     suite_of,
 )
+from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import detector_digest, digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.integrations.load import Loaded
@@ -238,6 +238,7 @@ def _protocol(
             for threat in suite.threats
             for member in members(threat)
         },
+        "looks": config.looks,
         "attacked_resolution": test.images.shape[-1],
         "seed": seed,
         "device": device().type,

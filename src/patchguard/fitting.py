@@ -18,7 +18,8 @@ from patchguard.deploy.calibration import Calibration, required_normals, smalles
 from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluating import versions
-from patchguard.evaluation.protocol import score_images, suite_of
+from patchguard.evaluation.protocol import suite_of
+from patchguard.evaluation.scoring import score_images
 from patchguard.models.checkpoint import (
     CALIBRATION,
     CONFIG,

@@ -93,6 +93,7 @@ def test_the_worst_case_is_at_most_every_member_and_legacy(evaluation: Evaluatio
         "apgd score",
         "pgd dense",
         "pgd linear",
+        "pgd rank round 1",
         "pgd rank",
         "noise score",
         "legacy",

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from patchguard.attacks.attack import NotDifferentiable, attackable
+from patchguard import __version__
+from patchguard.attacks.attack import NotDifferentiable
 from patchguard.attacks.balls import BALLS
+from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.suite import members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
@@ -27,14 +28,16 @@ from patchguard.evaluation.bootstrap import (
     pixel_auroc_interval,
     rate_intervals,
 )
-from patchguard.evaluation.campaign import Campaign, ThreatResult, run_threat
+from patchguard.evaluation.campaign import Campaign
 from patchguard.evaluation.checks import Check, CheckContext, run_checks
 from patchguard.evaluation.metrics import image_metrics, pixel_metrics, rates_at
 from patchguard.evaluation.outcome import Scored, Worst
 from patchguard.evaluation.pixels import ROWS
+from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import Store, detector_digest, digest, images_digest
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
+from patchguard.evaluation.threat import ThreatResult, run_threat
 
 WORST, LEGACY = "worst", "legacy"
 SEVERITIES = (1, 3, 5)
@@ -122,6 +125,8 @@ def evaluate_detector(
     torch.backends.cudnn.allow_tf32 = False
     if config.images is not None:
         test = test.subset(config.images, seed)
+    if config.looks > 1:
+        detector = Averaged(detector, config.looks).eval()
     clean = score_images(detector, test.images, config.batch_size)
     with ExitStack() as stack:
         root = cache or Path(stack.enter_context(TemporaryDirectory()))
@@ -139,21 +144,10 @@ def evaluate_detector(
     return Evaluation(summary, test, clean, findings.worst)
 
 
-@torch.no_grad()
-def score_images(detector: Detector, images: Tensor, batch_size: int) -> Scored:
-    """Scores and maps of images [N, 3, S, S], by the detector in eval mode on its device."""
-    device = device_of(detector)
-    with attackable(detector), torch.no_grad():
-        found = [detector(batch.to(device)) for batch in torch.split(images, batch_size)]
-    return Scored(
-        torch.cat([detection.score for detection in found]).float().cpu().numpy(),
-        torch.cat([detection.anomaly_map for detection in found]).float().cpu().numpy(),
-    )
-
-
 def _fingerprint(detector: Detector, test: TestSet, known: Surroundings, seed: int) -> str:
     sources = {name: detector_digest(source) for name, source in known.sources.items()}
-    return digest([detector_digest(detector), images_digest(test), sources, seed])
+    told = [__version__, detector_digest(detector), images_digest(test), sources, seed]
+    return digest(told)
 
 
 class _Findings:

@@ -228,7 +228,7 @@ def _published(metrics: Metrics, result: AttackResult) -> tuple[str, ...]:
     kinder = metric(_same_radius(metrics, LEGACY, result), "image", "auroc")
     if not math.isfinite(kinder):
         return ()
-    return (f"The published attack alone would have said {number(kinder)}.",)
+    return (f"The published attack alone, on its combined loss, would have said {number(kinder)}.",)
 
 
 def _localization(metrics: Metrics, result: AttackResult, twin: Metrics | None) -> tuple[str, ...]:
