@@ -68,6 +68,7 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
         )
         for eps in THREATS["linf"]
     ]
+    attacked += [_entry("apgd score", "l2", eps, worst) for eps in THREATS["l2"]]
     return {
         "protocol": protocol(),
         "clean": {"image": image, "pixel": pixel, "deployed": {"tpr": 1.0, "fpr": 0.0}},
@@ -111,7 +112,13 @@ def protocol() -> dict[str, Any]:
         "ground_truth": "native resolution, never resized",
         "suite": "quick",
         "threats": THREATS,
-        "attacks": {"apgd score": "APGD on the score", "legacy": "the published one"},
+        "attacks": {
+            "apgd score (linf)": "apgd on score: steps 50",
+            "transfer score (linf)": "transfer on score",
+            "legacy (linf)": "legacy on legacy: steps 20",
+            "apgd score (l2)": "apgd on score: steps 50",
+        },
+        "legacy_steps": 20,
         "steps": 17,
         "seed": 7,
         "attacked_resolution": 112,

@@ -363,3 +363,36 @@ def test_a_detector_of_ones_own_is_evaluated_into_a_folder_and_a_leaderboard(
     card = json.loads((out / "card.json").read_text())
     assert card["detector"]["kind"] == "python"
     assert card["data"]["sha256"] == json.loads((run / "card.json").read_text())["data"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("raise ValueError('no weights')", "no weights"),
+        ("return lambda images: 1 / 0", "image_size"),
+        (
+            "import torch\n    def f(images): raise RuntimeError('bad layer')\n"
+            "    f.image_size = 32\n    return f",
+            "bad layer",
+        ),
+        (
+            "def f(images): return images.mean((1, 2, 3)) * float('nan')\n"
+            "    f.image_size = 32\n    return f",
+            "NaN",
+        ),
+    ],
+)
+def test_a_broken_detector_of_ones_own_gets_one_line(
+    tree: Path,
+    tmp_path: Path,
+    source: str,
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def make():\n    {source}\n")
+    out = str(tmp_path / "out")
+    assert cli.main(["evaluate", f"{file}:make", str(tree), "--out", out]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert complaint in error

@@ -95,7 +95,13 @@ def fit(
     for run in reversed(runs):
         if not (run / METRICS).exists():
             evaluating.evaluate_run(
-                run, test, name, settings.evaluation, data=str(data), seed=settings.seed
+                run,
+                test,
+                name,
+                settings.evaluation,
+                data=str(data),
+                seed=settings.seed,
+                twin=run != folder,
             )
         _tell(evaluating.outcome(run))
     write_report(folder)
@@ -142,10 +148,14 @@ def evaluate(
     """
     from patchguard import evaluating
     from patchguard.data.folder import scan_test
+    from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import load_detector
-    from patchguard.models.checkpoint import CONFIG, METRICS
+    from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS
 
     config = evaluation or EvaluationConfig()
+    if seed < 0:
+        raise PatchGuardError(f"seed is {seed}; it must be 0 or more")
+    suite_of(config)
     found = load_detector(str(detector), trust=trust)
     tree = scan_test(Path(data), strict=strict)
     for path, reason in tree.skipped:
@@ -155,10 +165,19 @@ def evaluate(
     test = evaluating.labelled(tree, found.image_size, _tell)
     folder = Path(detector)
     if (folder / CONFIG).exists():
-        for run in (folder / evaluating.TWIN, folder):
-            if run.exists():
+        twin = folder / evaluating.TWIN
+        if twin.exists() and not (twin / MANIFEST).exists():
+            _tell(f"{twin} is unfinished and left out")
+        for run in (twin, folder):
+            if (run / MANIFEST).exists():
                 evaluating.evaluate_run(
-                    run, test, evaluating.LABELLED, config, data=str(data), seed=seed
+                    run,
+                    test,
+                    evaluating.LABELLED,
+                    config,
+                    data=str(data),
+                    seed=seed,
+                    twin=run == twin,
                 )
                 _tell(evaluating.outcome(run))
         write_report(folder)

@@ -243,6 +243,10 @@ class ThreatConfig:
     def __post_init__(self) -> None:
         _require(bool(self.eps), f"eps of the {self.norm} threat", self.eps, "a list of sizes")
         self.eps = sorted(self.eps, key=lambda text: parse_size(self.norm, text))
+        twice = len(set(self.sizes)) < len(self.eps)
+        _require(not twice, f"eps of the {self.norm} threat", self.eps, "different sizes")
+        _require(self.sizes[0] > 0, f"eps of the {self.norm} threat", self.eps, "above 0")
+        _require(bool(self.attacks), f"attacks of the {self.norm} threat", [], "at least one")
         for attack in self.attacks:
             _require("attack" in attack, "an entry of attacks", attack, "a mapping with `attack`")
 
@@ -269,7 +273,9 @@ class Suite:
     all_checks: bool = False
 
     def __post_init__(self) -> None:
-        _require(bool(self.threats), "threats", self.threats, "a list of at least one threat")
+        norms = [threat.norm for threat in self.threats]
+        _require(bool(norms), "threats", norms, "a list of at least one threat")
+        _require(len(set(norms)) == len(norms), "threats", norms, "one threat for each norm")
 
 
 @dataclass
@@ -295,8 +301,6 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require(self.eps != [], "evaluation.eps", self.eps, "a list of radii")
-        for radius in self.eps or ():
-            parse_eps(radius)
         few = self.images is not None and self.images < 2
         _require(not few, "evaluation.images", self.images, "at least 2")
         _require(self.looks >= 1, "evaluation.looks", self.looks, "at least 1")

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 
 from patchguard import __version__
-from patchguard.attacks.suite import Member, members
+from patchguard.attacks.objectives import image_score
+from patchguard.attacks.pgd import PGD
+from patchguard.attacks.suite import LEGACY, Member, members
 from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite, parse_size
 from patchguard.data.folder import ImageFolder
 from patchguard.deploy.predict import Predictor, load_calibrated
 from patchguard.detector import Detector, device
-from patchguard.errors import Interrupted
-from patchguard.evaluation.card import robustness_card, write_card
+from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.evaluation.card import headline, read_card, robustness_card, write_card
 from patchguard.evaluation.protocol import (
     CHECK_EPS,
     WORST,
@@ -31,10 +33,10 @@ from patchguard.evaluation.protocol import (
     suite_of,
 )
 from patchguard.evaluation.scoring import score_images
-from patchguard.evaluation.store import detector_digest, digest
+from patchguard.evaluation.store import digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.integrations.load import Loaded
-from patchguard.models.checkpoint import MANIFEST, METRICS, WEIGHTS, load_detector, seal
+from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS, WEIGHTS, load_detector, seal
 from patchguard.report.progress import Watching
 from patchguard.training.material import Material
 
@@ -48,10 +50,11 @@ LABELLED = "labelled test images"
 
 @dataclass(frozen=True)
 class Subject:
-    """A detector under evaluation: its name, what kind it is, and what is known of it."""
+    """A detector under evaluation: name, kind, digest of what it was read from, and the rest."""
 
     name: str
     kind: str
+    sha256: str
     detector: Detector
     known: Surroundings
 
@@ -92,7 +95,14 @@ def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
 
 
 def evaluate_run(
-    folder: Path, test: TestSet, test_name: str, config: EvaluationConfig, *, data: str, seed: int
+    folder: Path,
+    test: TestSet,
+    test_name: str,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+    twin: bool = False,
 ) -> Evaluation:
     """Evaluate the detector of a run folder and write everything into that folder.
 
@@ -100,23 +110,31 @@ def evaluate_run(
     the source of transfer attacks. The twin itself falls to the quick suite, so that is what it
     gets, at the radii of the suite asked for.
     """
-    if folder.name == TWIN:
-        config = _quick(config)
     detector, calibration = load_calibrated(folder)
     # The self-test's normals set the threshold: rates at it would only repeat that.
     threshold = calibration.threshold if test_name == LABELLED else None
     predictor = Predictor(detector.to(device()), calibration, detector.image_size)
-    twin = folder / TWIN
-    control = twin.exists() and (twin / METRICS).exists()
+    control = folder / TWIN
+    controlled = (control / METRICS).exists()
+    provenance = _provenance(folder, test)
     known = Surroundings(
+        identity=provenance["weights_sha256"] + provenance["config_sha256"],
         threshold=threshold,
-        twin_auroc=worst_auroc(twin) if control else {},
-        sources={TWIN: load_detector(twin).to(device())} if control else {},
+        twin_auroc=worst_auroc(control) if controlled else {},
+        sources={TWIN: load_detector(control).to(device())} if controlled else {},
         deployed=lambda image: predictor(image)[0],
-        provenance=_provenance(folder, test),
-        checks=folder.name != TWIN,
+        provenance=provenance,
+        checks=not twin,
     )
-    subject = Subject(folder.resolve().name, "PatchGuard", detector.to(device()), known)
+    subject = Subject(
+        f"{folder.resolve().parent.name} twin" if twin else folder.resolve().name,
+        "PatchGuard",
+        provenance["weights_sha256"],
+        detector.to(device()),
+        known,
+    )
+    if twin:
+        config = _quick(config)
     evaluation = evaluate_into(folder, subject, test, test_name, config, data=data, seed=seed)
     seal(folder, METRICS)
     return evaluation
@@ -139,8 +157,9 @@ def evaluate_other(
         "versions": versions(),
         "mask_protocol": "native",
     }
-    known = Surroundings(threshold=found.threshold, provenance=provenance)
-    subject = Subject(found.name, found.kind, found.detector.to(device()), known)
+    known = Surroundings(identity=found.sha256, threshold=found.threshold, provenance=provenance)
+    _probe(found, test)
+    subject = Subject(found.name, found.kind, found.sha256, found.detector.to(device()), known)
     return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed)
 
 
@@ -181,7 +200,7 @@ def evaluate_into(
         "name": subject.name,
         "kind": subject.kind,
         "parameters": sum(weights.numel() for weights in subject.detector.parameters()),
-        "sha256": detector_digest(subject.detector),
+        "sha256": subject.sha256,
     }
     images = {"name": Path(data).resolve().name, "sha256": evaluation.test.sha256}
     write_card(robustness_card(metrics, detector=described, data=images), folder / CARD)
@@ -199,20 +218,40 @@ def worst_auroc(folder: Path) -> dict[str, float]:
 
 
 def outcome(folder: Path) -> str:
-    """One line for the terminal: image AUROC clean and in the worst case."""
-    metrics = json.loads((folder / METRICS).read_text())
-    worst = ", ".join(f"{eps} {auroc:.3f}" for eps, auroc in worst_auroc(folder).items())
-    clean = metrics["clean"]["image"]["auroc"]
-    return f"{folder.name}: image AUROC clean {clean:.3f}; worst case of the suite: {worst}"
+    """One line for the terminal."""
+    card = read_card(folder / CARD)
+    return f"{card['detector']['name']}: {headline(card)}"
+
+
+def _probe(found: Loaded, test: TestSet) -> None:
+    """Whatever a detector of somebody else raises or returns becomes one line."""
+    images = test.images[:2]
+    try:
+        with torch.no_grad():
+            score, anomaly_map = found.detector(images)
+    except PatchGuardError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PatchGuardError(f"{found.name} fails on a batch of two images: {reason}") from error
+    if score.shape != (2,) or anomaly_map.shape != (2, *images.shape[2:]):
+        raise PatchGuardError(
+            f"{found.name} returns a score {list(score.shape)} and a map "
+            f"{list(anomaly_map.shape)} for two images; they must be [2] and "
+            f"{[2, *images.shape[2:]]}"
+        )
 
 
 def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
     """What the checks on records want to know."""
+    digests = json.loads((folder / MANIFEST).read_text())
     return {
-        "weights_sha256": json.loads((folder / MANIFEST).read_text())[WEIGHTS],
+        "weights_sha256": digests[WEIGHTS],
+        "config_sha256": digests[CONFIG],
         "data_sha256": test.sha256,
         "versions": versions(),
         "seeds": 1,
+        "selected_on_test": False,
         "selection_rule": "the last step of training, nothing was selected",
         "mask_protocol": "native",
     }
@@ -222,10 +261,14 @@ def _protocol(
     test: TestSet, test_name: str, config: EvaluationConfig, data: str, seed: int
 ) -> dict[str, Any]:
     suite = suite_of(config)
+    legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
     if config.images is not None:
         test = test.subset(config.images, seed)
     anomalous = int(test.labels.sum())
+    default = PGD(image_score).steps
+    steps = {"legacy_steps": legacy[0].settings.get("steps", default)} if legacy else {}
     return {
+        **steps,
         "suite": _suite_name(config, suite),
         "test_set": test_name,
         "data": data,

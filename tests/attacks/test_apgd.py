@@ -113,7 +113,7 @@ def test_attacked_images_stay_in_the_final_ball_and_get_worse_with_eps(
         before = value
 
 
-@pytest.mark.parametrize("radii", [(), (2.0, 1.5)])
+@pytest.mark.parametrize("radii", [(), (2.0, 1.5), (0.5, 1.0)])
 def test_radii_that_do_not_end_in_the_ball_are_refused(radii: tuple[float, ...]) -> None:
     with pytest.raises(PatchGuardError, match="must be 1"):
         APGD(image_score, radii=radii)
@@ -146,17 +146,25 @@ def test_an_image_is_attacked_as_if_it_were_alone(batch: Batch, norm: str) -> No
 
 
 def test_the_judge_decides_which_image_is_best(batch: Batch) -> None:
-    """The objective may even lead the wrong way."""
+    """The objective may even lead the wrong way, as this one does from half-way on."""
     images, labels, masks = batch
     network = Network(3).eval()
+    judged: list[Tensor] = []
 
     def misleading(seen: Inspection, labels: Tensor, masks: Tensor, done: float) -> Tensor:
-        return -image_score(seen, labels, masks)
+        return (1 if done < 0.5 else -1) * image_score(seen, labels, masks)
 
-    attack = APGD(misleading, judge=image_score, steps=10)
+    def judge(seen: Inspection, labels: Tensor, masks: Tensor, done: float) -> Tensor:
+        judged.append(image_score(seen, labels, masks).detach())
+        return judged[-1]
+
+    attack = APGD(misleading, judge=judge, steps=10)
     (attacked,) = attack(network, images, labels, masks, eps=[0.1], generator=generator())
-    clean = image_score(network.inspect(images), labels, masks)
-    assert (image_score(network.inspect(attacked), labels, masks) >= clean).all()
+    clean, *on_the_way = judged
+    reached = image_score(network.inspect(attacked), labels, masks)
+    assert (reached > clean).all()
+    torch.testing.assert_close(reached, torch.stack(on_the_way).amax(0))
+    assert (on_the_way[-1] < reached).all()
 
 
 class TwoLogits(nn.Module):

@@ -77,6 +77,20 @@ def test_a_large_dense_perturbation_of_photo_size_stays_in_the_ball(ball: NormBa
         assert_inside(attacked, images, ball, eps)
 
 
+@pytest.mark.parametrize("eps", [1 / 255, 2 / 255, 8 / 255, 0.1])
+def test_the_change_of_an_8_bit_image_is_at_most_eps_in_float32(eps: float) -> None:
+    """An image ± eps, rounded to float32, is further away for some of the 256 values."""
+    values = torch.arange(256) / 255
+    images = values.view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    ways = torch.tensor([-1.0, 1.0])[:, None, None, None]
+    rounded = (images + ways * eps).clamp(0, 1)
+    assert ((rounded - images).abs() > eps).any()
+    corner = BALLS["linf"].project(images + ways, images, eps)
+    assert ((corner - images).abs() <= eps).all()
+    torch.testing.assert_close(corner, rounded, atol=1e-7, rtol=0)
+    assert torch.equal(BALLS["linf"].project(corner, images, eps), corner)
+
+
 @BALL
 def test_random_points_are_inside_and_differ_between_images(ball: NormBall, images: Tensor) -> None:
     for eps in EPS[ball.name]:

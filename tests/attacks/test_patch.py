@@ -3,8 +3,10 @@ import torch
 from torch import Tensor
 
 from detectors import Linear
+from patchguard.attacks.attack import Attack, Problem, at_image
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.patch import PATCH_BALL, LocalPatch
+from patchguard.detector import Inspection
 
 LABELS = torch.tensor([True, False, True, False])
 MASKS = torch.zeros(4, 12, 10)
@@ -87,6 +89,48 @@ def test_more_candidates_and_steps_are_stronger_where_the_gradient_misleads(
 
     weak = strength(places=1, random_places=0, probes=1, steps=1)
     assert strength() > 1.1 * weak
+
+
+def test_a_start_grows_to_where_there_is_most_to_gain() -> None:
+    """Of the squares around the one pixel that the start changes, the one with the most weight."""
+    weight = torch.zeros(3, 12, 10)
+    weight[:, 5, 4:7] = weight[:, 4:7, 6] = 1
+    weight[:, 10, 9] = 100
+    grey = torch.full((4, 3, 12, 10), 0.5)
+
+    def pixel(
+        attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
+    ) -> Tensor:
+        start = grey.clone()
+        start[:, :, 5, 4] = torch.where(LABELS, 0.4, 0.6)[:, None]
+        return start
+
+    attack = LocalPatch(image_score, starts=[pixel], places=0, random_places=0, probes=1, steps=10)
+    (attacked,) = attack(Linear(weight), grey, LABELS, MASKS, eps=[9 / 120])
+    expected = torch.zeros(4, 12, 10, dtype=torch.bool)
+    expected[:, 4:7, 4:7] = weight.sum(0)[4:7, 4:7] > 0
+    assert torch.equal((attacked != grey).any(1), expected)
+
+
+def test_a_start_that_changes_nothing_is_no_candidate(linear: Linear, images: Tensor) -> None:
+    steps = []
+
+    def objective(seen: Inspection, labels: Tensor, masks: Tensor, progress: float) -> Tensor:
+        steps.append(progress)
+        return image_score(seen, labels, masks)
+
+    attack = LocalPatch(
+        objective,
+        judge=image_score,
+        starts=[at_image],
+        places=1,
+        random_places=0,
+        probes=1,
+        steps=2,
+    )
+    (attacked,) = attack(linear, images, LABELS, MASKS, eps=EPS[:1])
+    assert steps == [0, 0, 0, 0.5]  # at the image, at the one place, and to the end
+    assert (gained(linear, attacked, images) > 0).all()
 
 
 def test_the_projection_keeps_the_square_that_changed_most() -> None:

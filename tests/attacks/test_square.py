@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from detectors import Linear
+from patchguard.attacks.attack import at_image
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.square import Square, squares
 from patchguard.detector import Inspection
@@ -63,18 +64,38 @@ def test_needs_no_gradient_and_costs_its_queries(images: Tensor) -> None:
     assert (change(rounded, attacked, images) > 0).all()
 
 
-def test_every_image_has_its_own_squares_and_its_own_verdict() -> None:
-    twins = torch.full((2, 3, 16, 16), 0.5)
-    linear = Linear(torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(2)))
+def proposals(attack: Square, images: Tensor, eps: float) -> Tensor:
+    """What each query changes of the first one: [queries, B, H, W], a number for each colour."""
     seen: list[Tensor] = []
 
-    def objective(shown: Inspection, labels: Tensor, masks: Tensor, progress: float) -> Tensor:
+    def constant(shown: Inspection, labels: Tensor, masks: Tensor, progress: float) -> Tensor:
         seen.append(shown.anomaly_map)
-        return image_score(shown, labels, masks)
+        return 0 * shown.score
 
-    labels = torch.tensor([False, False])
-    Square(objective, queries=8)(linear, twins, labels, torch.zeros(2, 16, 16), eps=[0.1])
-    assert all(not torch.equal(*maps) for maps in seen[1:])
+    channels = Linear(torch.tensor([1.0, 2.0, 4.0])[:, None, None])
+    labels, masks = torch.zeros(len(images), dtype=torch.bool), torch.zeros_like(images[:, 0])
+    attack.objective = attack.judge = constant
+    attack(channels, images, labels, masks, eps=[eps], generator=torch.Generator().manual_seed(0))
+    _, first, *others = seen
+    return ((torch.stack(others) - first) / eps).round()
+
+
+def test_every_image_has_its_own_squares_and_colours() -> None:
+    twins = torch.full((2, 3, 16, 16), 0.5)
+    attack = Square(image_score, queries=20, starts=[at_image])
+    _, *changes = proposals(attack, twins, 0.1)
+    places = [[change != 0 for change in pair] for pair in changes]
+    colours = [[change[change != 0].unique().tolist() for change in pair] for pair in changes]
+    assert any(not torch.equal(*pair) for pair in places)
+    assert all(len(colour) == 1 for pair in colours for colour in pair)
+    assert any(one != other for one, other in colours)
+
+
+def test_no_query_is_spent_on_the_image_as_it_is() -> None:
+    """The first image lies at corners of the ball, where one in eight squares changes nothing."""
+    images = torch.full((8, 3, 8, 8), 0.5)
+    _, *changes = proposals(Square(image_score, queries=60), images, 0.1)
+    assert all((change != 0).flatten(1).any(1).all() for change in changes)
 
 
 def test_a_square_is_inside_the_image_and_reaches_all_of_it() -> None:

@@ -15,6 +15,7 @@ from patchguard.evaluation.card import (
     eps_at_chance,
     headline,
     headline_eps,
+    published_steps,
     read_card,
     robustness_card,
     write_card,
@@ -36,12 +37,13 @@ def curve(*aurocs: float, clean: float = 0.9) -> dict[str, Any]:
     content["protocol"]["threats"] = {"linf": radii}
     content["attacked"] = [
         {
-            "attack": "worst",
+            "attack": attack,
             "norm": "linf",
             "eps": eps,
             "rows": {"both": {"image": {"auroc": auroc}}},
         }
         for eps, auroc in zip(radii, aurocs, strict=True)
+        for attack in ("worst", "apgd score")
     ]
     return content
 
@@ -69,7 +71,10 @@ def test_it_holds_detector_data_protocol_and_checks() -> None:
     assert card["patchguard_card"] == 1
     assert card["detector"] == DETECTOR and card["data"] == {**DATA, "normal": 4, "anomalous": 4}
     assert card["protocol"]["threats"][0] == {"norm": "linf", "eps": ["1/255", "4/255"]}
-    assert card["protocol"]["settings"]["steps"] == 17
+    assert card["protocol"]["settings"] == {
+        "ground_truth": "native resolution, never resized",
+        "steps": 17,
+    }
     assert "/factory" not in json.dumps(card)
     assert card["numbers"]["clean"]["image_auroc_interval"] == [0.91, 0.99]
     assert card["numbers"]["minimal_eps"]["median"] == 3 / 255
@@ -78,11 +83,59 @@ def test_it_holds_detector_data_protocol_and_checks() -> None:
     assert checks["list"] == CHECKS
 
 
+def test_it_tells_the_attacks_that_ran_from_those_that_did_not() -> None:
+    protocol = card_of(metrics(0.4))["protocol"]
+    assert protocol["attacks"] == {
+        "apgd score (linf)": "apgd on score: steps 50",
+        "legacy (linf)": "legacy on legacy: steps 20",
+        "apgd score (l2)": "apgd on score: steps 50",
+    }
+    assert protocol["skipped"] == {"transfer score (linf)": "no detector called 'twin'"}
+    assert protocol["legacy_steps"] == 20
+
+
+def without(content: dict[str, Any], *attacks: str) -> dict[str, Any]:
+    """The metrics as they are where those attacks could not run."""
+    kept = [entry for entry in content["attacked"] if entry["attack"] not in attacks]
+    skipped = {**content["skipped"], **dict.fromkeys(attacks, "needs ground-truth masks")}
+    return {**content, "attacked": kept, "skipped": skipped}
+
+
+def test_steps_of_a_published_attack_that_did_not_run_are_null() -> None:
+    protocol = card_of(without(metrics(0.4), "legacy"))["protocol"]
+    assert protocol["legacy_steps"] is None
+    assert protocol["skipped"]["legacy (linf)"] == "needs ground-truth masks"
+
+
+def test_a_worst_case_over_no_attack_is_no_result() -> None:
+    everything = {entry["attack"] for entry in metrics(0.4)["attacked"]} - {"worst"}
+    card = card_of(without(metrics(0.4), *everything))
+    assert card["numbers"]["attacked"] == [] and card["protocol"]["attacks"] == {}
+    assert headline(card) == (
+        "image AUROC 0.971 clean, not attacked | 4 attacks skipped | 1 of 2 checks passed, 1 warned"
+    )
+
+
+def test_a_median_that_never_flips_is_told_apart_from_one_that_was_not_measured() -> None:
+    content = metrics(0.4)
+    found = card_of(content)["numbers"]["minimal_eps"]
+    shares = ("never_flipped", "never_flipped_normals", "never_flipped_anomalies")
+    assert [found[name] for name in shares] == [1 / 8, 0, 1 / 4]
+    values = [math.inf, None, *[0.01] * 6]
+    content["minimal_eps"] |= {"median_normals": math.inf, "values": values}
+    found = card_of(content)["numbers"]["minimal_eps"]
+    assert found["median_normals"] is None
+    assert [found[name] for name in shares] == [1 / 4, 1 / 2, 0]
+
+
 def test_a_failed_check_makes_it_unreliable_whatever_the_flag_says() -> None:
     content = {**metrics(0.4, checks=[*CHECKS, FAILED]), "unreliable": False}
     card = card_of(content)
     assert card["unreliable"]
-    assert "checks 1 of 3 passed, UNRELIABLE: S14 unbounded attack" in headline(card)
+    assert headline(card).startswith("UNRELIABLE: S14 fails | image AUROC 0.971 clean, 0.400")
+    assert headline(card).endswith("1 of 3 checks passed, 1 warned")
+    both = card_of(metrics(0.4, checks=[FAILED, {**FAILED, "id": "S2"}]))
+    assert headline(both).startswith("UNRELIABLE: S14, S2 fail | ")
 
 
 def test_an_evaluation_without_extras_gives_a_card() -> None:
@@ -96,7 +149,9 @@ def test_an_evaluation_without_extras_gives_a_card() -> None:
     assert card["numbers"]["minimal_eps"] is None and card["checks"]["list"] == []
     assert card["numbers"]["attacked"][0]["pixel_auroc"] is None
     assert card["numbers"]["attacked"][0]["image_auroc_interval"] is None
-    assert not card["unreliable"] and headline(card).endswith("no checks were run")
+    assert not card["unreliable"]
+    assert headline(card).endswith("unchecked: no self-check was run")
+    assert "pixel" not in headline(card)
 
 
 def test_what_is_not_finite_is_null() -> None:
@@ -126,11 +181,29 @@ def test_the_radius_of_chance_is_interpolated(
 
 def test_the_headline_is_one_line_with_all_its_parts() -> None:
     assert headline(card_of(metrics(0.4))) == (
-        "AUC 0.971 | AAUC 0.400 at linf 4/255 | gap legacy - AAUC +0.571 | "
-        "eps@AUROC 0.5 0.82/255 | checks 1 of 2 passed"
+        "image AUROC 0.971 clean, 0.400 in the worst case at linf 4/255 | "
+        "pixel AUROC 0.876 clean, 0.432 in the worst case | "
+        "the published attack alone (here 20 steps) says 0.971 | AUROC 0.5 at linf 0.82/255 | "
+        "1 attack skipped | 1 of 2 checks passed, 1 warned"
     )
     never = headline(card_of(curve(0.8, 0.7)))
-    assert "gap legacy - AAUC - |" in never and "eps@AUROC 0.5 never" in never
+    assert "published" not in never and "above AUROC 0.5 at every linf eps" in never
+
+
+def test_the_headline_is_of_the_first_threat() -> None:
+    content = metrics(0.4)
+    content["protocol"]["threats"] = {"l2": ["1.5", "0.5"], "linf": ["4/255", "1/255"]}
+    line = headline(card_of(content))
+    assert line.startswith("image AUROC 0.971 clean, 0.400 in the worst case at l2 0.5 | ")
+    assert "AUROC 0.5 at l2 0.412" in line and "published" not in line
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [(1000, "PGD-1000"), (100, "here 100 steps"), (1, "here 1 step"), (None, "steps unknown")],
+)
+def test_fewer_steps_are_not_the_published_attack(steps: int | None, words: str) -> None:
+    assert published_steps(steps) == words
 
 
 def test_the_headline_radius_is_near_4_255_or_in_the_middle() -> None:
@@ -150,6 +223,8 @@ def test_a_card_survives_the_round_trip(tmp_path: Path) -> None:
         (("detector", "sha256"), "abc", "detector.sha256"),
         (("detector", "parameters"), True, "detector.parameters"),
         (("data",), [], "data is []; it must be a JSON object"),
+        (("protocol", "skipped"), {"apgd": None}, "protocol.skipped"),
+        (("protocol", "legacy_steps"), 2.5, "protocol.legacy_steps"),
         (("protocol", "threats", 0, "eps"), "1/255", "protocol.threats[0].eps"),
         (("numbers", "clean", "image_auroc"), 1.5, "numbers.clean.image_auroc is 1.5"),
         (("numbers", "attacked", 1, "eps"), "9/255", "numbers.attacked[1] is 'linf 9/255'"),

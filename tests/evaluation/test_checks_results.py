@@ -22,6 +22,8 @@ PROVENANCE = {
     "versions": {"torch": torch.__version__},
     "seed": 0,
     "seeds": 3,
+    "intervals": True,
+    "selected_on_test": False,
     "selection_rule": "last step",
     "mask_protocol": "native",
 }
@@ -45,10 +47,10 @@ def sound(detector: Linear | None = None) -> CheckContext:
         TEST,
         clean=scored(detector, TEST.images),
         attacked=[
-            Attacked("apgd score", "linf", "2/255", found, largest),
-            Attacked("apgd dense", "linf", "2/255", found, largest),
+            Attacked("first", "linf", "2/255", found, largest, "apgd", "score"),
+            Attacked("second", "linf", "2/255", found, largest, "apgd", "dense"),
         ],
-        worst=[Worst("linf", "2/255", found.scores, ("apgd score",) * 20, images)],
+        worst=[Worst("linf", "2/255", found.scores, ("first",) * 20, images)],
         eps=EPS,
         twin_auroc=0.0,
         provenance=PROVENANCE,
@@ -87,14 +89,19 @@ def test_another_objective_that_beats_the_score_is_named() -> None:
     )
     found = check("S19", context, attacked=[context.attacked[0], dense])
     assert found.status == "WARN"
-    assert "apgd dense" in found.meaning
+    assert "second" in found.meaning
     assert check("S19", context, attacked=context.attacked[:1]).status == "SKIP"
+    other_name = replace(dense, attack="apgd score reduced radius", objective="score")
+    assert check("S19", context, attacked=[context.attacked[0], other_name]).status == "SKIP"
 
 
 def test_a_published_attack_that_finds_nothing_is_mentioned() -> None:
     context = sound()
-    legacy = replace(context.attacked[1], attack="legacy")
-    assert "published" in check("S19", context, attacked=[*context.attacked, legacy]).meaning
+    legacy = replace(context.attacked[1], attack="theirs", kind="legacy", objective="legacy")
+    attacked = [*context.attacked, legacy]
+    assert "published" in check("S19", context, attacked=attacked).meaning
+    found = replace(context.worst[0], winners=("first",) * 19 + ("theirs",))
+    assert "published" not in check("S19", context, attacked=attacked, worst=[found]).meaning
 
 
 def test_attacks_that_8_bits_undo_are_found() -> None:
@@ -173,6 +180,31 @@ def test_broken_constraints_are_found(flaw: str) -> None:
     assert found.status == "FAIL"
 
 
+@pytest.mark.parametrize(
+    ("norm", "eps", "size", "more"),
+    [
+        ("linf", "4/255", 4 / 255, 1e-6),
+        ("l2", "0.5", 0.5, 1e-4),
+        ("l1", "75", 75.0, 1e-2),
+        ("l0", "10", 10.0, 1.0),
+        ("patch", "0.01", 0.01, 1e-5),
+    ],
+)
+def test_the_sizes_of_all_threats_are_looked_at(
+    norm: str, eps: str, size: float, more: float
+) -> None:
+    def others(largest: float) -> Check:
+        context = sound()
+        rounded = float(np.float32(largest))
+        entry = replace(context.attacked[0], norm=norm, eps=eps, largest=rounded)
+        return check("S22", context, others=[entry])
+
+    assert others(size).status == "PASS"
+    assert norm in others(size).meaning
+    assert others(size + more).status == "FAIL"
+    assert others(np.nan).status == "FAIL"
+
+
 def test_ties_are_not_hidden_by_the_auroc() -> None:
     found = check("S23", sound(Constant(WEIGHT)))
     assert (found.status, found.value) == ("FAIL", 0.5)
@@ -206,6 +238,8 @@ def test_scores_that_do_not_follow_from_the_images_are_found() -> None:
 def test_what_is_missing_from_the_records_is_named() -> None:
     assert "versions" in check("S28", sound(), provenance={**PROVENANCE, "versions": None}).meaning
     assert "1 training run:" in check("S28", sound(), provenance={**PROVENANCE, "seeds": 1}).meaning
+    no_intervals = {**PROVENANCE, "intervals": False}
+    assert "without intervals" in check("S28", sound(), provenance=no_intervals).meaning
     few = specimens(WEIGHT, each=4)
     assert "only 4 images" in check("S28", sound(), test=few).meaning
 
@@ -222,6 +256,11 @@ def test_ground_truth_that_contradicts_the_labels_is_found() -> None:
 
 
 def test_choosing_the_checkpoint_on_test_images_is_found() -> None:
-    peeked = {**PROVENANCE, "selection_rule": "best AUROC on the test set"}
+    peeked = {**PROVENANCE, "selected_on_test": True, "selection_rule": "best AUROC"}
     assert check("S30", sound(), provenance=peeked).status == "FAIL"
+    assert "best AUROC" in check("S30", sound(), provenance=peeked).meaning
+    untested = {**PROVENANCE, "selection_rule": "the latest, no test images were looked at"}
+    assert check("S30", sound(), provenance=untested).status == "PASS"
+    unknown = {**PROVENANCE, "selected_on_test": None}
+    assert check("S30", sound(), provenance=unknown).status == "WARN"
     assert check("S30", sound(), provenance={}).status == "WARN"

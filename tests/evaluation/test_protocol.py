@@ -16,9 +16,12 @@ from detectors import Linear
 from patchguard.config import EvaluationConfig
 from patchguard.detector import Detection, Detector
 from patchguard.errors import PatchGuardError
+from patchguard.evaluation import threat
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.evaluation.protocol import Evaluation, Surroundings, evaluate_detector
+from patchguard.evaluation.store import Store
 from patchguard.evaluation.test_set import TestSet
+from patchguard.integrations.function import FunctionDetector
 
 SIZE = 16
 SUITE = """
@@ -227,3 +230,118 @@ def test_a_subset_keeps_every_kind(test_set: TestSet, config: EvaluationConfig) 
 def test_a_suite_that_is_not_there_is_named(test_set: TestSet) -> None:
     with pytest.raises(PatchGuardError, match="suite strong: neither a file nor one of full,"):
         evaluate_detector(Net(), test_set, EvaluationConfig(suite="strong"))
+
+
+@pytest.mark.parametrize("eps", [["4/255", "4/255"], ["0/255"], ["four"]])
+def test_radii_that_make_no_sense_are_refused(
+    test_set: TestSet, config: EvaluationConfig, eps: list[str]
+) -> None:
+    with pytest.raises(PatchGuardError, match="eps"):
+        evaluate_detector(Net(), test_set, EvaluationConfig(config.suite, eps=eps))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{attack: pgd, objective: {name: linear, wieght: 2}}", "wieght"),
+        ("{attack: pgd, steps: many}", "steps"),
+        (
+            "{attack: square}]\n  - norm: linf\n    eps: [1/255]\n    attacks: [{attack: pgd}",
+            "norm",
+        ),
+    ],
+)
+def test_a_mistake_in_a_suite_shows_before_any_work(
+    test_set: TestSet, tmp_path: Path, line: str, complaint: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"threats:\n  - eps: [2/255]\n    attacks: [{line}]\n")
+    detector = Net()
+    with pytest.raises(PatchGuardError, match=complaint):
+        evaluate_detector(detector, test_set, EvaluationConfig(str(path)))
+    assert detector.forwards == 0
+
+
+def test_suites_that_share_a_folder_keep_their_worst_images_apart(
+    test_set: TestSet, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        "threats:\n  - eps: [2/255, 8/255]\n    attacks: [{attack: pgd, objective: dense}]\n"
+    )
+    for suite in (config.suite, str(other), config.suite):
+        found = evaluate_detector(
+            Net(),
+            test_set,
+            EvaluationConfig(suite, batch_size=5),
+            known=QUIET,
+            cache=tmp_path / "cache",
+        )
+        for worst in found.worst:
+            with torch.no_grad():
+                scores = Net()(worst.images).score.numpy()
+            np.testing.assert_allclose(scores, worst.scores, atol=1e-5)
+
+
+def test_a_kill_between_attacking_and_merging_loses_nothing(
+    test_set: TestSet,
+    config: EvaluationConfig,
+    evaluation: Evaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merge, calls = threat._Running.add, []
+
+    def killed(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        merge(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threat._Running, "add", killed)
+        evaluate_detector(Net(), test_set, config, known=QUIET, cache=tmp_path)
+    resumed = evaluate_detector(Net(), test_set, config, known=QUIET, cache=tmp_path)
+    assert resumed.summary == evaluation.summary
+    for worst, expected in zip(resumed.worst, evaluation.worst, strict=True):
+        assert torch.equal(worst.images, expected.images)
+
+
+def test_what_is_known_of_a_detector_keeps_its_results_apart(
+    test_set: TestSet, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    found = [
+        evaluate_detector(
+            FunctionDetector(function),
+            test_set,
+            config,
+            known=Surroundings(identity=name, checks=False),
+            cache=tmp_path,
+        ).summary["scores"]["worst linf 8/255"]
+        for name, function in (
+            ("bright", lambda images: images.mean((1, 2, 3))),
+            ("dark", lambda images: -images.mean((1, 2, 3))),
+        )
+    ]
+    assert max(found[1]) < 0 < min(found[0])
+
+
+def test_two_evaluations_do_not_share_a_folder(tmp_path: Path) -> None:
+    with Store(tmp_path, "a" * 64), pytest.raises(PatchGuardError, match="is running"):
+        Store(tmp_path, "a" * 64).__enter__()
+
+
+def test_the_mean_of_looks_at_a_random_detector_repeats_exactly(
+    test_set: TestSet, config: EvaluationConfig
+) -> None:
+    class Noisy(Net):
+        def forward(self, images: Tensor) -> Detection:
+            return super().forward(images + 0.05 * torch.randn_like(images))
+
+    few = EvaluationConfig(config.suite, eps=["8/255"], images=4, looks=3)
+    scores = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        summary = evaluate_detector(Noisy(), test_set, few, known=QUIET).summary
+        scores.append(summary["scores"]["worst linf 8/255"])
+    assert scores[0] == scores[1]

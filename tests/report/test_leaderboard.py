@@ -13,7 +13,7 @@ import pytest
 
 from evaluations import CHECKS, FAILED, metrics
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.card import robustness_card, write_card
+from patchguard.evaluation.card import read_card, robustness_card, write_card
 from patchguard.report.leaderboard import render_leaderboard
 
 
@@ -26,11 +26,15 @@ def write(
     sha256: str = "1b" * 32,
     suite: str = "quick",
     failed: bool = False,
+    unchecked: bool = False,
+    resolution: int = 112,
     norms: tuple[str, ...] = ("linf",),
     **at_eps: float,
 ) -> Path:
-    content = deepcopy(metrics(auroc, checks=[*CHECKS, FAILED] if failed else CHECKS))
+    checks = [] if unchecked else [*CHECKS, FAILED] if failed else CHECKS
+    content = deepcopy(metrics(auroc, checks=checks))
     content["protocol"]["suite"] = suite
+    content["protocol"]["attacked_resolution"] = resolution
     content["protocol"]["threats"] = {
         norm: eps for norm, eps in content["protocol"]["threats"].items() if norm in norms
     }
@@ -100,6 +104,7 @@ def cells(page: str, table: str, row: int = 0) -> dict[str, str]:
 
 
 SCREW = "screw · suite quick · L∞"
+L2 = "screw · suite quick · L2 · 112 px"
 
 
 def test_rows_are_ranked_by_the_worst_case(tmp_path: Path) -> None:
@@ -121,6 +126,43 @@ def test_unreliable_entries_come_last_without_a_rank_and_name_the_check(tmp_path
     assert page.count('class="unreliable"') == 1
 
 
+def test_unchecked_entries_stand_between_the_checked_and_the_unreliable(tmp_path: Path) -> None:
+    page = rendered(
+        write(tmp_path, "flattered", 0.99, failed=True),
+        write(tmp_path, "twin", 0.9, unchecked=True),
+        write(tmp_path, "honest", 0.1),
+    )
+    assert ranks(page, SCREW) == [("1", "honest"), ("2", "twin"), ("–", "flattered")]
+    assert "112 px unchecked" in cells(page, SCREW, 1)["detector"]
+    classes = [value for name, value in Tables(page).attributes if name == "class"]
+    assert [value for value in classes if "checked" in value] == ["checked", "unchecked"]
+
+
+def test_attacks_that_were_skipped_are_marked_and_named(tmp_path: Path) -> None:
+    page = rendered(write(tmp_path, "it", 0.4, norms=("linf", "l2")))
+    marked = cells(page, SCREW)["detector"]
+    assert marked.endswith("1 attack skipped transfer score: no detector called 'twin'")
+    assert ("title", "transfer score") in Tables(page).attributes
+    assert "skipped" not in cells(page, L2)["detector"]
+
+
+def test_resolutions_share_a_table_only_for_linf(tmp_path: Path) -> None:
+    norms = ("linf", "l2")
+    small = write(tmp_path, "a", 0.6, norms=norms, resolution=112)
+    page = rendered(small, write(tmp_path, "b", 0.5, norms=norms, resolution=224))
+    assert list(Tables(page).tables) == [SCREW, L2, L2.replace("112", "224")]
+    told = [cells(page, SCREW, row)["detector"] for row in (0, 1)]
+    assert "112 px" in told[0] and "224 px" in told[1]
+
+
+def test_a_median_beyond_every_eps_is_never(tmp_path: Path) -> None:
+    path = write(tmp_path, "it", 0.4)
+    card = read_card(path)
+    card["numbers"]["minimal_eps"] |= {"median": None, "never_flipped": 0.75}
+    row = cells(rendered(write_card(card, path)), SCREW)
+    assert row["median minimal eps"] == "never 75.0 % never"
+
+
 @pytest.mark.parametrize("other", [{"data": "bolt"}, {"sha256": "2c" * 32}, {"suite": "standard"}])
 def test_other_data_or_suites_are_not_ranked_together(
     tmp_path: Path, other: dict[str, Any]
@@ -132,18 +174,19 @@ def test_other_data_or_suites_are_not_ranked_together(
 def test_each_norm_has_a_table(tmp_path: Path) -> None:
     both = write(tmp_path, "both", 0.5, norms=("linf", "l2"))
     tables = Tables(rendered(both, write(tmp_path, "one", 0.6))).tables
-    assert list(tables) == [SCREW, "screw · suite quick · L2"]
+    assert list(tables) == [SCREW, L2]
     assert [len(rows) for rows in tables.values()] == [3, 2]
 
 
 def test_a_row_tells_worst_case_legacy_gap_and_rates(tmp_path: Path) -> None:
     row = cells(rendered(write(tmp_path, "it", 0.4)), SCREW)
-    assert row["detector"] == "it callable, 1.23 M parameters, 112 px"
+    assert row["detector"].startswith("it callable, 1.23 M parameters, 112 px ")
     assert row["clean AUROC"] == "0.971 0.91 to 0.99"
     assert row["worst AUROC, 4/255"] == "0.400 0.80 to 0.99"
-    assert (row["published attack, 4/255"], row["gap to worst"]) == ("0.971", "+0.571")
+    assert row["published attack, 4/255"] == "0.971 here 20 steps"
+    assert row["gap to worst"] == "+0.571"
     assert row["eps at AUROC 0.5"] == "0.82/255"
-    assert row["median minimal eps"] == "3.00/255"
+    assert row["median minimal eps"] == "3.00/255 12.5 % never"
     assert row["caught, 4/255"] == "75.0 % 6.2 % alarms"
     assert row["worst pixel AUROC, 4/255"] == "0.432 floor 0.211 AUPRO 0.654"
     assert row["checks passed"] == "1 of 2 1 warned"
@@ -151,7 +194,7 @@ def test_a_row_tells_worst_case_legacy_gap_and_rates(tmp_path: Path) -> None:
 
 def test_columns_without_values_are_left_out(tmp_path: Path) -> None:
     page = rendered(write(tmp_path, "it", 0.4, norms=("linf", "l2")))
-    headings = Tables(page).tables["screw · suite quick · L2"][0]
+    headings = Tables(page).tables[L2][0]
     assert "median minimal eps" not in headings and "gap to worst" not in headings
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
 from patchguard.attacks.balls import LINF, Ball, movable
 from patchguard.attacks.objectives import Objective
 from patchguard.errors import PatchGuardError
@@ -39,7 +39,7 @@ class APGD(Attack):
         eval_mode: attack the detector in eval mode (dropout off).
 
     Raises:
-        PatchGuardError: radii that do not end with 1.
+        PatchGuardError: radii below 1, or that do not end with 1.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class APGD(Attack):
         eval_mode: bool = True,
     ) -> None:
         super().__init__(objective, judge=judge, ball=ball, starts=starts, eval_mode=eval_mode)
-        if not radii or radii[-1] != 1:
-            raise PatchGuardError(f"the last of the radii must be 1, not {list(radii)}")
+        if not radii or min(radii) < 1 or radii[-1] != 1:
+            raise PatchGuardError(
+                f"the radii are {list(radii)}; they must be at least 1 and the last must be 1"
+            )
         self.steps = steps
         self.radii = radii
 
@@ -77,6 +79,9 @@ class APGD(Attack):
         best.update(top.images, top.values)
         return top.images
 
+    def cost(self) -> float:
+        return self.steps + FORWARD * len(self.radii)
+
     def _stages(self) -> Iterator[tuple[float, int]]:
         """Radii and steps of the stages."""
         *wider, final = self.radii
@@ -88,17 +93,16 @@ class APGD(Attack):
     def _climb(self, problem: Problem, first: Tensor, eps: float, steps: range) -> _Top:
         """The search in one ball."""
         top = _Top(first)
-        pace = (_Sparse if self.ball.name == "l1" else _Halving)(
-            self, problem.images, first, eps, len(steps)
-        )
+        pace = _Sparse if self.ball.sparse else _Halving
+        moves = pace(self, problem.images, first, eps, len(steps))
         attacked = previous = first
         for step in steps:
             gradient, _, judged = problem.gradient(attacked, step / self.steps)
             top.see(attacked, judged, gradient)
-            again = pace.restarts(judged, top)[:, None, None, None]
+            again = moves.restarts(judged, top)[:, None, None, None]
             attacked = torch.where(again, top.images, attacked)
             gradient = torch.where(again, top.gradient, gradient)
-            previous, attacked = attacked, pace.move(attacked, previous, gradient)
+            previous, attacked = attacked, moves.move(attacked, previous, gradient)
         top.update(attacked, problem.judged(attacked))
         return top
 

@@ -19,6 +19,10 @@ from patchguard.attacks.objectives import Objective
 from patchguard.detector import Detector, Inspection
 from patchguard.errors import PatchGuardError
 
+FORWARD = 0.5
+"""What a forward pass costs in passes forward and backward: as much as the way back, on which no
+gradients of weights are needed."""
+
 
 class NotDifferentiable(PatchGuardError):
     """The detector's outputs carry no gradient with respect to the images."""
@@ -46,11 +50,18 @@ class Problem:
 
     @torch.no_grad()
     def judged(self, attacked: Tensor) -> Tensor:
-        """The true value [B] of attacked images."""
-        return self._of(self.judge, self.detector.inspect(attacked), 1.0)
+        """The true value [B] of attacked images.
+
+        Raises:
+            PatchGuardError: a value is NaN.
+        """
+        return self._judge(self.detector.inspect(attacked))
 
     def gradient(self, attacked: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient [B, 3, H, W] of the objective, its value [B], and the true value [B].
+
+        Where the gradient is NaN or infinite it is 0: one such entry must not spoil the step of
+        all others.
 
         Args:
             attacked: [B, 3, H, W].
@@ -58,6 +69,7 @@ class Problem:
 
         Raises:
             NotDifferentiable: the outputs are cut off from the images.
+            PatchGuardError: a true value is NaN.
         """
         attacked = attacked.detach().requires_grad_()
         seen = self.detector.inspect(attacked)
@@ -69,13 +81,27 @@ class Problem:
         (gradient,) = torch.autograd.grad(
             value.sum(), attacked, allow_unused=True, materialize_grads=True
         )
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         if self.judge is self.objective:
-            return gradient, value.detach(), value.detach()
+            return gradient, value.detach(), _a_number(value.detach())
         with torch.no_grad():
-            return gradient, value.detach(), self._of(self.judge, seen, 1.0)
+            return gradient, value.detach(), self._judge(seen)
+
+    def _judge(self, seen: Inspection) -> Tensor:
+        return _a_number(self._of(self.judge, seen, 1.0))
 
     def _of(self, objective: Objective, seen: Inspection, progress: float) -> Tensor:
         return objective(seen, self.labels, self.masks, progress)
+
+
+def _a_number(values: Tensor) -> Tensor:
+    """The same values; none is NaN, which would compare as no better and so look robust."""
+    if values.isnan().any():
+        raise PatchGuardError(
+            "the detector returned NaN for an attacked image: it cannot be evaluated before that "
+            "is mended"
+        )
+    return values
 
 
 class Best:
@@ -101,6 +127,10 @@ class Attack:
         starts: how each restart begins, one random start when absent; the best of all is kept.
             From the second eps on the result of the smaller eps takes the place of the first.
         eval_mode: attack the detector in eval mode (dropout off).
+
+    Attributes:
+        keep_best: the result is the best image; without, it is where the last search ends, and
+            each eps begins anew.
     """
 
     keep_best = True
@@ -133,8 +163,9 @@ class Attack:
     ) -> list[Tensor]:
         """Attacked images [B, 3, H, W], one batch for each eps.
 
-        The result of a smaller eps is a starting point and a candidate of every larger one, and
-        so is the image itself: the true value never falls along an ascending sweep.
+        Where the best image is kept, the result of a smaller eps is a starting point and a
+        candidate of every larger one, and so is the image itself: the true value never falls
+        along the sweep.
 
         Args:
             detector: the detector attacked, in whatever mode; its mode is restored.
@@ -143,18 +174,24 @@ class Attack:
             masks: [B, H, W], anomalous fraction of each pixel in [0, 1].
             eps: radii of the ball, ascending; in pixel space.
             generator: source of all random draws, on the device of the images.
-            warm: result of an eps smaller than all of these, to go on from.
+            warm: result of an eps smaller than all of these, to go on from; projected onto the
+                first ball where it lies outside.
 
         Raises:
             NotDifferentiable: an attack by gradients on outputs without any.
+            PatchGuardError: radii that do not ascend, or a true value that is NaN.
         """
+        if not eps or list(eps) != sorted(eps):
+            raise PatchGuardError(f"the radii of an attack must ascend: {list(eps)} do not")
         results: list[Tensor] = []
         problem = Problem(detector, images, labels, masks, self.objective, self.judge)
         with attackable(detector, self.eval_mode):
             best = Best(images)
             if self.keep_best:
-                for known in (images, *([] if warm is None else [warm])):
-                    best.update(known, problem.judged(known))
+                best.update(images, problem.judged(images))
+                if warm is not None:
+                    inside = self._inside(warm, images, eps[0])
+                    best.update(inside, problem.judged(inside))
             for radius in eps:
                 for restart, start in enumerate(self.starts):
                     go_on = restart == 0 and (warm is not None or bool(results))
@@ -175,7 +212,24 @@ class Attack:
         best: Best,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """The last point of a search from ``first``; ``best`` sees every point of it."""
+        """The last point of a search from ``first``.
+
+        Where the best image is kept, ``best`` has seen that of the search, of all its points in
+        the ball.
+        """
+        raise NotImplementedError
+
+    @property
+    def passes(self) -> float:
+        """About how many passes forward and backward it costs per image and eps.
+
+        A forward pass alone counts :data:`FORWARD`; what starts cost is left out.
+        """
+        known = 2 * FORWARD if self.keep_best else 0
+        return known + len(self.starts) * self.cost()
+
+    def cost(self) -> float:
+        """Of one search, in the unit of :attr:`passes`."""
         raise NotImplementedError
 
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
@@ -189,6 +243,12 @@ class Attack:
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
         """Onto the ball around ``images`` and into [0, 1]."""
         return self.ball.project(attacked, images, eps)
+
+    def _inside(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
+        """Projected where it lies outside by more than rounding: a projection rounds too."""
+        outside = self.ball.size(attacked - images) > eps * (1 + 1e-6)
+        projected = self.project(attacked, images, eps)
+        return torch.where(outside[:, None, None, None], projected, attacked)
 
 
 Start = Callable[[Attack, Problem, float, torch.Generator | None], Tensor]

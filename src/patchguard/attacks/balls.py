@@ -22,10 +22,12 @@ class Ball(Protocol):
         name: of the norm.
         step_size: step of PGD as a multiple of eps / steps, long enough to cross the ball and
             settle.
+        sparse: its largest growth is on few values, the steepest, not on all.
     """
 
     name: str
     step_size: float
+    sparse: bool
 
     def random(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         """A random point [B, 3, H, W] of each ball of radius ``eps``, in the box."""
@@ -73,6 +75,7 @@ class Linf:
 
     name = "linf"
     step_size = 2.5
+    sparse = False
 
     def random(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)
@@ -82,8 +85,10 @@ class Linf:
         return stride * gradient.sign()
 
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
-        ball = torch.minimum(torch.maximum(attacked, images - eps), images + eps)
-        return ball.clamp(0, 1)
+        inside = torch.minimum(torch.maximum(attacked, images - eps), images + eps).clamp_(0, 1)
+        # Where images ± eps is rounded away from the images.
+        too_far = (inside - images).abs_() > eps
+        return torch.where(too_far, torch.nextafter(inside, images), inside)
 
     def size(self, perturbation: Tensor) -> Tensor:
         return perturbation.abs().flatten(1).amax(1)
@@ -101,6 +106,7 @@ class L2:
     name = "l2"
     # On a linear score the angle to the best direction falls by 1 / (1 + stride / eps) a step.
     step_size = 10.0
+    sparse = False
 
     def random(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         noise = torch.empty_like(images).normal_(generator=generator)
@@ -138,6 +144,7 @@ class L1:
 
     name = "l1"
     step_size = 2.5
+    sparse = True
 
     def random(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         noise = torch.empty_like(images).exponential_(generator=generator)

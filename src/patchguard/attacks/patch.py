@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
 from patchguard.attacks.objectives import Objective
 from patchguard.attacks.square import square_at, squares
 
@@ -19,6 +19,7 @@ class Patch:
 
     name = "patch"
     step_size = 1.0
+    sparse = True
 
     def side(self, images: Tensor, eps: float) -> int:
         """Of the square, in pixels; 0 where the area is less than a pixel."""
@@ -67,9 +68,9 @@ PATCH_BALL = Patch()
 class LocalPatch(Attack):
     """A square whose place is searched and whose content is then climbed by signs of gradients.
 
-    Candidate places are that of the start, those with most to gain by the gradient at the image,
-    apart from each other, and random ones. Each is filled and climbed for a few steps; the best
-    of them, image by image, is climbed to the end.
+    Candidate places are that of the start, if it changes anything, those with most to gain by the
+    gradient at the image, apart from each other, and random ones. Each is filled and climbed for a
+    few steps; the best of them, image by image, is climbed to the end.
 
     Args:
         objective: what is climbed, per image.
@@ -116,17 +117,29 @@ class LocalPatch(Attack):
         images, probed = problem.images, Best(first)
         gradient, _, _ = problem.gradient(images, 0.0)
         filled = torch.where(gradient > 0, 1.0, torch.where(gradient < 0, 0.0, images))
-        self._climb(problem, first, self._around(first, images, eps), self.probes, probed)
-        for inside in self._candidates(gradient * (filled - images), eps, generator):
+        gains = gradient * (filled - images)
+        changed = (first != images).flatten(1).any(1)[:, None, None, None]
+        if changed.any():
+            inside = changed & self._around(first, images, eps, gains)
+            self._climb(problem, first, inside, self.probes, probed)
+        for inside in self._candidates(gains, eps, generator):
             start = torch.where(inside, filled, images)
             self._climb(problem, start, inside, self.probes, probed)
         best.update(probed.images, probed.values)
-        inside = self._around(probed.images, images, eps)
+        inside = self._around(probed.images, images, eps, gains)
         return self._climb(problem, probed.images, inside, self.steps, best)
 
-    def _around(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
-        """A square around all that changes."""
-        return PATCH_BALL.window((attacked != images).float().sum(1), eps)
+    def cost(self) -> float:
+        candidates = 1 + self.places + self.random_places
+        return 1 + candidates * (self.probes + FORWARD) + self.steps + FORWARD
+
+    def _around(self, attacked: Tensor, images: Tensor, eps: float, gains: Tensor) -> Tensor:
+        """A square around all that changes; of several, that with most of ``gains`` >= 0."""
+        changed = (attacked != images).any(1).float()
+        gains = gains.sum(1)
+        total = gains.sum((1, 2), keepdim=True).clamp_min(torch.finfo(gains.dtype).tiny)
+        # All gains together count less than a pixel that changes.
+        return PATCH_BALL.window(changed + gains / (2 * total), eps)
 
     def _candidates(
         self, gains: Tensor, eps: float, generator: torch.Generator | None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
 from patchguard.attacks.balls import LINF, Ball
 from patchguard.attacks.objectives import Objective
 
@@ -72,6 +72,9 @@ class PGD(Attack):
         if self.keep_best:
             best.update(attacked, problem.judged(attacked))
         return attacked
+
+    def cost(self) -> float:
+        return self.steps + (FORWARD if self.keep_best else 0)
 
 
 class NFGSM(PGD):

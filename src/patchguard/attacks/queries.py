@@ -15,10 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start, at_image
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start, at_image
 from patchguard.attacks.balls import LINF, Ball
 from patchguard.attacks.objectives import Objective
 from patchguard.attacks.pgd import PGD
+from patchguard.errors import PatchGuardError
 
 
 class SimBA(Attack):
@@ -89,6 +90,9 @@ class SimBA(Attack):
         best.update(current.images, current.values)
         return current.images
 
+    def cost(self) -> float:
+        return FORWARD * self.queries
+
     def _axis(self, length: int, like: Tensor) -> Tensor:
         """One factor [F, length] of the basis vectors along an axis, its largest value near 1."""
         place = torch.arange(length, device=like.device)
@@ -138,6 +142,9 @@ class NES(PGD):
         momentum: weight of the estimates before, in [0, 1): they too point the way, with noise of
             their own.
         eval_mode: attack the detector in eval mode (dropout off).
+
+    Raises:
+        PatchGuardError: an odd number of samples, or none.
     """
 
     def __init__(
@@ -163,6 +170,8 @@ class NES(PGD):
             step_size=step_size,
             eval_mode=eval_mode,
         )
+        if samples < 2 or samples % 2:
+            raise PatchGuardError(f"samples is {samples}; it must be even and at least 2")
         self.samples = samples
         self.sigma = sigma
         self.momentum = momentum
@@ -185,6 +194,9 @@ class NES(PGD):
         )
         return super().search(estimated, first, eps, best, generator)
 
+    def cost(self) -> float:
+        return FORWARD * (self.steps * (self.samples + 1) + 1)
+
 
 class RandomNoise(Attack):
     """The best of many random points: every other one a corner of the ball.
@@ -193,7 +205,7 @@ class RandomNoise(Attack):
         objective: the judge, when there is no other.
         judge: by what the best image is chosen.
         ball: the threat model.
-        draws: points per restart.
+        draws: points.
         eval_mode: attack the detector in eval mode (dropout off).
     """
 
@@ -206,7 +218,7 @@ class RandomNoise(Attack):
         draws: int = 100,
         eval_mode: bool = True,
     ) -> None:
-        super().__init__(objective, judge=judge, ball=ball, eval_mode=eval_mode)
+        super().__init__(objective, judge=judge, ball=ball, starts=(at_image,), eval_mode=eval_mode)
         self.draws = draws
 
     def search(
@@ -227,3 +239,6 @@ class RandomNoise(Attack):
                 point = self.random_start(problem.images, eps, generator)
             best.update(point, problem.judged(point))
         return point
+
+    def cost(self) -> float:
+        return FORWARD * self.draws

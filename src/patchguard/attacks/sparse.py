@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
 from patchguard.attacks.objectives import Objective
 
 
@@ -17,6 +17,7 @@ class L0:
 
     name = "l0"
     step_size = 1.0
+    sparse = True
 
     def random(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         """Random pixels of random colours."""
@@ -98,6 +99,9 @@ class PGDL0(Attack):
         best.update(attacked, problem.judged(attacked))
         return attacked
 
+    def cost(self) -> float:
+        return self.steps + FORWARD
+
 
 class SigmaZero(Attack):
     """Steps on a smooth count of the pixels, with a threshold that adapts (Cinà et al. 2025).
@@ -164,6 +168,9 @@ class SigmaZero(Attack):
             kept = self.project(attacked, images, eps)
             best.update(kept, problem.judged(kept))
         return kept
+
+    def cost(self) -> float:
+        return self.steps * (1 + FORWARD)
 
     def _count_gradient(self, change: Tensor) -> Tensor:
         """Gradient of the sum over pixels of r^2 / (r^2 + sigma), r the length of their change."""

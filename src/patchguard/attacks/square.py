@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
 from patchguard.attacks.balls import LINF
 from patchguard.attacks.objectives import Objective
 
@@ -21,8 +21,9 @@ class Square(Attack):
     """Squares of one colour at the corners of the linf ball, kept where the true value grows.
 
     The search begins with vertical stripes. Each query draws for every image its own square and,
-    for each channel, its own sign. It climbs the judge: ``objective`` is what the judge is when
-    none is given. It never stops early, so it costs ``queries`` forward passes for every start.
+    for each channel, its own sign; where that changes nothing, one channel takes the other sign.
+    It climbs the judge: ``objective`` is what the judge is when none is given. It never stops
+    early, so it costs ``queries`` forward passes for every start.
 
     Args:
         objective: the judge, when there is no other.
@@ -60,26 +61,41 @@ class Square(Attack):
         best: Best,
         generator: torch.Generator | None,
     ) -> Tensor:
-        current = Best(first)
+        images, current = problem.images, Best(first)
+        low, high = (self.project(images + way * eps, images, eps) for way in (-1, 1))
         # The result of a smaller eps lies inside this ball; the squares live on its corners.
-        stretched = problem.images + eps * (first - problem.images).sign()
+        stretched = torch.where(first > images, high, torch.where(first < images, low, images))
         for query in range(self.queries):
             if query < 2:
-                proposal = (first, self.project(stretched, problem.images, eps))[query]
+                proposal = (first, stretched)[query]
             else:
                 side = self._side(query / self.queries, first.shape[-2:])
-                inside = squares(first, side, generator)
-                colours = torch.empty_like(first[:, :, :1, :1]).uniform_(-1, 1, generator=generator)
-                filled = self.project(problem.images + eps * colours.sign(), problem.images, eps)
-                proposal = torch.where(inside, filled, current.images)
+                proposal = _with_square(current.images, low, high, side, generator)
             current.update(proposal, problem.judged(proposal))
         best.update(current.images, current.values)
         return current.images
+
+    def cost(self) -> float:
+        return FORWARD * self.queries
 
     def _side(self, progress: float, size: Sequence[int]) -> int:
         halved = sum(progress > halving for halving in _HALVINGS)
         side = round(math.sqrt(self.area / 2**halved * math.prod(size)))
         return min(max(side, 1), *size)
+
+
+def _with_square(
+    current: Tensor, low: Tensor, high: Tensor, side: int, generator: torch.Generator | None
+) -> Tensor:
+    """The current images, each with a square of its own at the low or high end of each channel."""
+    inside = squares(current, side, generator)
+    draws = torch.empty_like(current[:, :, :1, :1]).uniform_(-1, 1, generator=generator)
+    up, size = draws > 0, draws.abs()
+    proposal = torch.where(inside, torch.where(up, high, low), current)
+    same = (proposal == current).flatten(1).all(1)[:, None, None, None]
+    # The sizes of the draws tell nothing of their signs: the smallest is that of a random channel.
+    up = up ^ (same & (size == size.amin(1, keepdim=True)))
+    return torch.where(inside, torch.where(up, high, low), current)
 
 
 def squares(images: Tensor, side: int, generator: torch.Generator | None) -> Tensor:

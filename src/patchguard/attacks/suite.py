@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from patchguard.attacks.apgd import APGD
 from patchguard.attacks.attack import Attack
 from patchguard.attacks.balls import BALLS
-from patchguard.attacks.objectives import image_score, legacy
+from patchguard.attacks.objectives import Objective, image_score, legacy
 from patchguard.attacks.objectives.registry import DETECTION, LOCALIZATION, ObjectiveContext
 from patchguard.attacks.patch import LocalPatch
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.queries import NES, RandomNoise, SimBA
+from patchguard.attacks.settings import check_type, keyword_types
 from patchguard.attacks.sparse import PGDL0, SigmaZero
 from patchguard.attacks.square import Square
 from patchguard.attacks.starts import STARTS
@@ -24,6 +25,12 @@ from patchguard.attacks.universal import UniversalPerturbation
 from patchguard.config import ThreatConfig
 from patchguard.detector import Detector
 from patchguard.errors import PatchGuardError
+
+LEGACY = "legacy"
+"""The published attack, whose results are told apart by this name: nothing else may bear it."""
+
+TAKEN = ("clean", "worst")
+"""Names that results have for something else than an attack."""
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
@@ -37,7 +44,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "patch": LocalPatch,
     "universal": UniversalPerturbation,
     "transfer": partial(Transfer, inner=APGD),
-    "legacy": partial(PGD, start=0.0, keep_best=False),
+    LEGACY: partial(PGD, start=0.0, keep_best=False),
 }
 
 
@@ -69,7 +76,7 @@ class Member:
     @property
     def localizes(self) -> bool:
         """Its objective is about pixels, so that it needs masks."""
-        return self.kind == "legacy" or self.objective in LOCALIZATION
+        return self.kind == LEGACY or self.objective in LOCALIZATION
 
     @property
     def whole_set(self) -> bool:
@@ -79,20 +86,21 @@ class Member:
     @property
     def passes(self) -> float:
         """About how many forward and backward passes it takes per image and size."""
-        settings = inspect.signature(ATTACKS[self.kind]).parameters
-        values = {name: settings[name].default for name in settings} | dict(self.settings)
-        forwards = values.get("queries") or values.get("draws") or 0
-        passes = values.get("steps") or forwards / 3
-        return float(passes) * max(1, len(self.starts)) * self.rounds
+        return self.rounds * _attack(self, image_score).passes
 
 
 def members(threat: ThreatConfig) -> list[Member]:
     """The attacks of a threat, in their order.
 
     Raises:
-        PatchGuardError: an unknown attack, objective, start or setting, or a name used twice.
+        PatchGuardError: an unknown attack, objective, start or setting, a value of the wrong type
+            or out of its range, an attack of another norm, or a name used twice.
     """
     found = [_member(dict(entry)) for entry in threat.attacks]
+    for member in found:
+        ball = _attack(member, image_score, threat.norm).ball.name
+        if ball != threat.norm:
+            raise PatchGuardError(f"suite: {member.name} attacks in {ball}, not in {threat.norm}")
     names = [member.name for member in found]
     for name in names:
         if names.count(name) > 1:
@@ -112,29 +120,40 @@ def build(
         sources: detectors that transfer attacks may be made on, by name.
 
     Raises:
-        PatchGuardError: settings that do not fit.
+        PatchGuardError: an objective whose options or context do not fit, or no such source.
     """
+    objective, judge = _objectives(member, context)
+    if member.source is not None:
+        _one_of("source", member.source, sources)
+    source = None if member.source is None else sources[member.source]
+    return _attack(member, objective, norm, judge, source)
+
+
+def _attack(
+    member: Member,
+    objective: Objective,
+    norm: str | None = None,
+    judge: Objective | None = None,
+    source: Detector | None = None,
+) -> Attack:
+    make = ATTACKS[member.kind]
     settings = dict(member.settings)
     if member.starts:
         settings["starts"] = [STARTS[name]() for name in member.starts]
-    if norm in BALLS and "ball" in inspect.signature(ATTACKS[member.kind]).parameters:
+    if norm in BALLS and "ball" in keyword_types(make):
         settings["ball"] = BALLS[norm]
     if member.source is not None:
-        settings["source"] = sources[member.source]
-    objective, judge = _objectives(member, context)
-    attack = ATTACKS[member.kind](objective, judge=judge, **settings)
-    if attack.ball.name != norm:
-        raise PatchGuardError(f"suite: {member.name} attacks in {attack.ball.name}, not in {norm}")
-    return attack
+        settings["source"] = source
+    return make(objective, judge=judge, **settings)
 
 
-def _objectives(member: Member, context: ObjectiveContext) -> tuple[Any, Any]:
+def _objectives(member: Member, context: ObjectiveContext) -> tuple[Objective, Objective | None]:
     """What is climbed, and the true value by which the best image is chosen.
 
     For detection that is the image score. For localization no value of one image is the pooled
     pixel AUROC: it is the objective itself where that is a surrogate of it, else the linear one.
     """
-    if member.kind == "legacy":
+    if member.kind == LEGACY:
         return legacy, None
     if member.objective in DETECTION:
         return DETECTION[member.objective](context, **member.options), image_score
@@ -145,27 +164,70 @@ def _objectives(member: Member, context: ObjectiveContext) -> tuple[Any, Any]:
 
 
 def _member(entry: dict[str, Any]) -> Member:
-    kind = str(entry.pop("attack"))
+    kind = entry.pop("attack")
     _one_of("attack", kind, ATTACKS)
-    objective = entry.pop("objective", "legacy" if kind == "legacy" else "score")
-    options = dict(objective) if isinstance(objective, dict) else {"name": objective}
-    aim = str(options.pop("name", ""))
-    _one_of("objective", aim, {*DETECTION, *LOCALIZATION})
+    _check_settings(kind, entry)
+    aim, options = _objective(entry.pop("objective", LEGACY if kind == LEGACY else "score"))
+    name = entry.pop("name", LEGACY if kind == LEGACY else f"{kind} {aim}")
+    if (name == LEGACY) != (kind == LEGACY) or name in TAKEN:
+        raise PatchGuardError(f"suite: the name of attack {kind} cannot be {name!r}")
     starts = tuple(entry.pop("starts", ()))
     for start in starts:
         _one_of("start", start, STARTS)
-    name = entry.pop("name", kind if kind == "legacy" else f"{kind} {aim}")
-    rounds, source = int(entry.pop("rounds", 1)), entry.pop("source", None)
-    for setting in entry:
-        _one_of(f"setting of {kind}", setting, _settings(kind))
-    return Member(str(name), kind, aim, options, entry, starts, rounds, source)
+    rounds, source = entry.pop("rounds", 1), entry.pop("source", None)
+    if kind == "transfer" and source is None:
+        raise PatchGuardError("suite: transfer needs a `source`, such as twin")
+    return Member(name, kind, aim, options, entry, starts, rounds, source)
 
 
-def _settings(kind: str) -> list[str]:
-    hidden = ("objective", "judge", "ball", "starts", "source", "inner", "eval_mode", "keep_best")
-    return [name for name in inspect.signature(ATTACKS[kind]).parameters if name not in hidden]
+def _objective(written: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of an objective."""
+    options: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
+    aim: Any = options.pop("name", None)
+    known = {**DETECTION, **LOCALIZATION}
+    _one_of("objective", aim, known)
+    known[aim].check(options)
+    return aim, options
+
+
+def _check_settings(kind: str, given: Mapping[str, Any]) -> None:
+    types = _settings(kind)
+    for setting, value in given.items():
+        _one_of(f"setting of {kind}", setting, types)
+        what = f"suite: {setting} of {kind}"
+        check_type(what, value, types[setting])
+        numbers = value if isinstance(value, list) else [value]
+        if not all(_in_range(number, setting in _MAY_BE_ZERO) for number in numbers):
+            least = "0 or more" if setting in _MAY_BE_ZERO else "above 0"
+            raise PatchGuardError(f"{what} is {value!r}; it must be {least}")
+
+
+def _in_range(value: object, may_be_zero: bool) -> bool:
+    """Positive and finite, if it is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    return 0 < value < math.inf or (may_be_zero and value == 0)
+
+
+def _settings(kind: str) -> dict[str, Any]:
+    """Names and types of what an entry may set."""
+    if kind == LEGACY:
+        return {"name": str, "steps": int}
+    own = keyword_types(ATTACKS[kind]).items()
+    return {
+        **{name: _WRITTEN.get(name, type_) for name, type_ in own if name not in _HIDDEN},
+        "name": str,
+        "objective": str | dict,
+        "rounds": int,
+    }
+
+
+_HIDDEN = ("judge", "ball", "inner", "eval_mode", "keep_best")
+_WRITTEN: dict[str, Any] = {"starts": Sequence[str], "source": str}
+"""Types of settings that a suite gives by name."""
+_MAY_BE_ZERO = ("start", "momentum", "adaption", "probes", "places", "random_places")
 
 
 def _one_of(what: str, name: object, known: Collection[str]) -> None:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise PatchGuardError(f"suite: no {what} {name!r}; known: {', '.join(sorted(known))}")

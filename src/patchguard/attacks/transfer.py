@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from patchguard.attacks.attack import Attack, Best, Problem, Start, at_image
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start, at_image
 from patchguard.attacks.balls import LINF, Ball
 from patchguard.attacks.objectives import Objective
 from patchguard.attacks.pgd import PGD
@@ -69,6 +69,9 @@ class Transfer(Attack):
         )
         best.update(crafted, problem.judged(crafted))
         return crafted
+
+    def cost(self) -> float:
+        return self.inner.passes + FORWARD
 
 
 class Resized(Detector):

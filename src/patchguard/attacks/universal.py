@@ -115,6 +115,9 @@ class UniversalPerturbation(Attack):
             attacked[shown] = perturbation.added(problem.images[shown], problem.labels[shown])
         return attacked
 
+    def cost(self) -> float:
+        return self.steps
+
     def _fitted(
         self, problem: Problem, eps: float, generator: torch.Generator | None
     ) -> Perturbation:

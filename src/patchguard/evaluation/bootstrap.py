@@ -1,9 +1,10 @@
-"""Percentile bootstrap: how far a metric would move on another test set of the same size.
+"""Intervals: how far a metric would move on another test set of the same size.
 
-Images are drawn with replacement, normal and anomalous ones apart, so that every resample has
-as many of each as the test set (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-chapter 13). Pixels are not drawn: those of one image are no independent observations. What the
-intervals leave out is another training run and another run of the attacks.
+Those of AUROC are percentile bootstraps: images are drawn with replacement, normal and anomalous
+ones apart, so that every resample has as many of each as the test set (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13). Pixels are not drawn: those of one image are no
+independent observations. What the intervals leave out is another training run and another run of
+the attacks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from patchguard.evaluation.histograms import Doubles, PixelHistograms, auroc
 
@@ -51,19 +53,17 @@ def image_auroc_interval(
 
 
 def rate_intervals(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float, *, seed: int = 0
+    scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float
 ) -> tuple[Interval, Interval]:
     """95 % intervals of the true and false positive rate of the verdicts `score > threshold`.
 
-    The threshold is taken as given: it comes from other images.
+    Exact binomial ones (Clopper and Pearson 1934): resamples of images that all pass would know
+    no doubt. The threshold is taken as given: it comes from other images.
     """
     labels = np.asarray(labels, dtype=bool)
     # In float64, as numpy would round the threshold to the precision of float32 scores.
     verdicts = np.asarray(scores).astype(np.float64) > threshold
-    draws = _draws(labels, seed)
-    return _rate_interval(draws[:, labels], verdicts[labels]), _rate_interval(
-        draws[:, ~labels], verdicts[~labels]
-    )
+    return _rate_interval(verdicts[labels]), _rate_interval(verdicts[~labels])
 
 
 def pixel_auroc_interval(
@@ -87,10 +87,11 @@ def _draws(labels: Mask, seed: int) -> npt.NDArray[np.int64]:
     return draws
 
 
-def _rate_interval(draws: npt.NDArray[np.int64], verdicts: Mask) -> Interval:
+def _rate_interval(verdicts: Mask) -> Interval:
     if verdicts.size == 0:
         return UNDEFINED
-    return _interval(draws @ verdicts / verdicts.size)
+    found = stats.binomtest(int(verdicts.sum()), verdicts.size).proportion_ci(CONFIDENCE)
+    return Interval(float(found.low), float(found.high))
 
 
 def _interval(values: Doubles) -> Interval:

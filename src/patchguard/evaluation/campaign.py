@@ -41,6 +41,7 @@ class Campaign:
         batch_size: most images attacked at once by a worker.
         seed: of all random draws.
         sources: detectors that transfer attacks are made on, by name.
+        parallel: more than one worker; off for random detectors, whose draws all workers share.
     """
 
     detector: Detector
@@ -50,6 +51,7 @@ class Campaign:
     batch_size: int
     seed: int
     sources: Mapping[str, Detector] = field(default_factory=dict)
+    parallel: bool = True
 
     @cached_property
     def coverage(self) -> Tensor:
@@ -129,7 +131,7 @@ def run_tasks(campaign: Campaign, tasks: Sequence[Task]) -> Iterator[int]:
     idle: SimpleQueue[_Worker] = SimpleQueue()
     stopped = Event()
     with _devices(campaign.detector) as devices:
-        workers = _workers(campaign, devices[: len(tasks)])
+        workers = _workers(campaign, devices[: len(tasks) if campaign.parallel else 1])
         for worker in workers:
             idle.put(worker)
         with ThreadPoolExecutor(len(workers), initializer=_one_thread) as pool:
@@ -171,6 +173,8 @@ def _attack_batch(
     chosen = torch.from_numpy(task.batch)
     attack = build(task.member, task.norm, task.contexts[place], worker.sources)
     images = test.images[chosen].to(device)
+    if not campaign.parallel:
+        torch.manual_seed(task.seeds[place])
     (attacked,) = _stoppable(attack, stopped)(
         worker.detector,
         images,

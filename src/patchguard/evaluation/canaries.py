@@ -139,6 +139,16 @@ class Misleading(Linear):
         return super().forward(_turned(images, off_grid))
 
 
+class Brittle(Linear):
+    """Its gradient is right on images with hardly more noise than :func:`specimens`, else reversed.
+
+    Only attacks in small balls get anywhere.
+    """
+
+    def forward(self, images: Tensor) -> Detection:
+        return super().forward(_turned(images, images.detach().flatten(1).std(1) > 0.033))
+
+
 class Wary(Linear):
     """Remembers the images it saw last; its gradient is right only if they have crept a little.
 
@@ -169,6 +179,7 @@ CANARIES: Mapping[str, tuple[type[Linear], str]] = {
     "rugged": (Rugged, "S7"),
     "misleading": (Misleading, "S10"),
     "wary": (Wary, "S12"),
+    "brittle": (Brittle, "S13"),
 }
 """Each flawed detector, and the check that must flag it whatever others do."""
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
 from patchguard.config import parse_size
+from patchguard.data.folder import GOOD
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card_format import SCHEMA, STATUSES, VERSION, Json, validate
 
@@ -23,10 +26,15 @@ HEADLINE_EPS = 4 / 255
 
 CHANCE = 0.5
 
+PUBLISHED_STEPS = 1000
+"""Of the attack in the published protocol; suites made for minutes give it fewer."""
+
 _TOLD_APART = frozenset(
     {
         "suite",
         "threats",
+        "attacks",
+        "legacy_steps",
         "seed",
         "attacked_resolution",
         "versions",
@@ -67,7 +75,7 @@ def robustness_card(
                 **{key: data[key] for key in ("name", "sha256")},
                 **{key: metrics["protocol"]["images"][key] for key in ("normal", "anomalous")},
             },
-            "protocol": _protocol(metrics["protocol"]),
+            "protocol": _protocol(metrics),
             "numbers": _numbers(metrics),
             "checks": _checks(metrics.get("checks", ())),
             "unreliable": bool(metrics.get("unreliable", False)),
@@ -80,27 +88,20 @@ def robustness_card(
 
 
 def headline(card: Mapping[str, Any]) -> str:
-    """The card in one line, for terminals and logs.
+    """The card in one line, for terminals and logs: what was not measured is not in it.
 
-    AUC is the clean image AUROC, AAUC the worst case over the suite at the headline's radius;
-    the gap is what the published protocol says above that.
+    The worst case is the one over the suite with every image attacked, at the radius that stands
+    for the first threat.
     """
-    clean = card["numbers"]["clean"]["image_auroc"]
-    found = headline_result(card)
-    parts = [f"AUC {_told(clean)}"]
+    clean, found = card["numbers"]["clean"], headline_result(card)
+    worst = f"{_worst(found, 'image_auroc')} at {found['norm']} {found['eps']}" if found else ""
+    parts = [f"image AUROC {_told(clean['image_auroc'])} clean, {worst or 'not attacked'}"]
+    if found and found["pixel_auroc"] is not None:
+        pixel = _told(clean["pixel_auroc"])
+        parts.append(f"pixel AUROC {pixel} clean, {_worst(found, 'pixel_auroc')}")
     if found:
-        norm, gap = found["norm"], found["legacy_gap"]
-        parts += [
-            f"AAUC {_told(found['image_auroc'])} at {norm} {found['eps']}",
-            f"gap legacy - AAUC {_told(gap, '+.3f')}",
-            f"eps@AUROC 0.5 {eps_text(norm, eps_at_chance(card, norm))}",
-        ]
-    checks = card["checks"]
-    run = checks_run(checks)
-    verdict = f"checks {checks['passed']} of {run} passed" if run else "no checks were run"
-    if card["unreliable"]:
-        verdict += f", UNRELIABLE: {', '.join(failed_checks(card)) or 'flagged'}"
-    return " | ".join([*parts, verdict])
+        parts += [*_published(card, found), *_at_chance(card, found)]
+    return " | ".join([*_alarm(card), *parts, *_skipped(card), _tally(card["checks"])])
 
 
 def headline_result(card: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -132,6 +133,15 @@ def failed_checks(card: Mapping[str, Any]) -> list[str]:
         for check in card["checks"]["list"]
         if check["status"] == "FAIL"
     ]
+
+
+def published_steps(steps: int | None) -> str:
+    """How long the published attack was run, so that nobody takes fewer steps for all of them."""
+    if steps is None:
+        return "steps unknown"
+    if steps == PUBLISHED_STEPS:
+        return f"PGD-{steps}"
+    return f"here {steps} {'step' if steps == 1 else 'steps'}"
 
 
 def eps_at_chance(card: Mapping[str, Any], norm: str) -> float | None:
@@ -174,13 +184,60 @@ def read_card(path: Path) -> Json:
     return dict(card)
 
 
-def _protocol(protocol: Mapping[str, Any]) -> Json:
+def _worst(found: Mapping[str, Any], name: str) -> str:
+    return f"{_told(found[name])} in the worst case"
+
+
+def _alarm(card: Mapping[str, Any]) -> list[str]:
+    if not card["unreliable"]:
+        return []
+    failed = [check["id"] for check in card["checks"]["list"] if check["status"] == "FAIL"]
+    if not failed:
+        return ["UNRELIABLE"]
+    return [f"UNRELIABLE: {', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}"]
+
+
+def _published(card: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    auroc = found["legacy_image_auroc"]
+    if auroc is None:
+        return []
+    steps = published_steps(card["protocol"]["legacy_steps"])
+    return [f"the published attack alone ({steps}) says {_told(auroc)}"]
+
+
+def _at_chance(card: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    norm, eps = found["norm"], eps_at_chance(card, found["norm"])
+    if eps is not None:
+        return [f"AUROC 0.5 at {norm} {eps_text(norm, eps)}"]
+    return [] if found["image_auroc"] is None else [f"above AUROC 0.5 at every {norm} eps"]
+
+
+def _skipped(card: Mapping[str, Any]) -> list[str]:
+    count = len(card["protocol"]["skipped"])
+    return [f"{count} {'attack' if count == 1 else 'attacks'} skipped"] if count else []
+
+
+def _tally(checks: Mapping[str, Any]) -> str:
+    run = checks_run(checks)
+    if not run:
+        return "unchecked: no self-check was run"
+    warned = f", {checks['warned']} warned" if checks["warned"] else ""
+    return f"{checks['passed']} of {run} checks passed{warned}"
+
+
+def _protocol(metrics: Mapping[str, Any]) -> Json:
+    protocol = metrics["protocol"]
+    ran, skipped = _attacks(metrics)
+    legacy = any(entry["attack"] == "legacy" for entry in metrics["attacked"])
     return {
         "suite": protocol["suite"],
         "threats": [
             {"norm": norm, "eps": _ascending(norm, eps)}
             for norm, eps in protocol["threats"].items()
         ],
+        "attacks": ran,
+        "skipped": skipped,
+        "legacy_steps": protocol.get("legacy_steps") if legacy else None,
         "settings": {key: value for key, value in protocol.items() if key not in _TOLD_APART},
         "test_set": protocol.get("test_set"),
         "seed": protocol["seed"],
@@ -189,6 +246,25 @@ def _protocol(protocol: Mapping[str, Any]) -> Json:
         "device": protocol["device"],
         "seconds": protocol.get("seconds"),
     }
+
+
+def _attacks(metrics: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The attacks that ran, with their settings, and those that did not, with the reason.
+
+    Both by name and norm, as ``apgd score (linf)``: a reason is given by name alone, but what
+    cannot run in one norm may run in another.
+    """
+    planned: Mapping[str, str] = metrics["protocol"]["attacks"]
+    ran = {f"{entry['attack']} ({entry['norm']})" for entry in metrics["attacked"]}
+    reasons = metrics.get("skipped", {})
+    return (
+        {name: told for name, told in planned.items() if name in ran},
+        {
+            name: reasons.get(name.rpartition(" (")[0], "no reason was given")
+            for name in planned
+            if name not in ran
+        },
+    )
 
 
 def _ascending(norm: str, eps: Sequence[str]) -> list[str]:
@@ -201,11 +277,13 @@ def _numbers(metrics: Mapping[str, Any]) -> Json:
     }
     clean = _measured(metrics["clean"], metrics.get("intervals", {}))
     threats = metrics["protocol"]["threats"]
+    attackers = {entry["norm"] for entry in metrics["attacked"] if entry["attack"] != "worst"}
     attacked = [
         _attacked(entries["worst", norm, eps], entries.get(("legacy", norm, eps)))
         for norm, radii in threats.items()
         for eps in _ascending(norm, radii)
-        if ("worst", norm, eps) in entries
+        # Where every attack was skipped, the worst case is the clean one: no result.
+        if norm in attackers and ("worst", norm, eps) in entries
     ]
     return {
         "clean": clean,
@@ -213,7 +291,7 @@ def _numbers(metrics: Mapping[str, Any]) -> Json:
         "eps_at_chance": [
             {"norm": norm, "eps": _eps_at_chance(clean, attacked, norm)} for norm in threats
         ],
-        "minimal_eps": _minimal_eps(metrics.get("minimal_eps")),
+        "minimal_eps": _minimal_eps(metrics),
     }
 
 
@@ -274,15 +352,26 @@ def _crossing(before: tuple[float, float], after: tuple[float, float]) -> float:
     return eps + (next_eps - eps) * (auroc - CHANCE) / (auroc - next_auroc)
 
 
-def _minimal_eps(found: Mapping[str, Any] | None) -> Json | None:
+def _minimal_eps(metrics: Mapping[str, Any]) -> Json | None:
+    """Medians, null where they are infinite; the shares of images beyond reach tell that apart."""
+    found = metrics.get("minimal_eps")
     if not found:
         return None
+    never = [value is None or math.isinf(value) for value in found["values"]]
+    normal = [kind == GOOD for kind in metrics["scores"]["kinds"]]
     medians = ("median", "median_normals", "median_anomalies")
     return {
         "norm": found["norm"],
         "threshold": _finite(found.get("threshold")),
         **{name: _finite(found.get(name)) for name in medians},
+        "never_flipped": _share(never),
+        "never_flipped_normals": _share(list(compress(never, normal))),
+        "never_flipped_anomalies": _share(list(compress(never, map(not_, normal)))),
     }
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> Json:
@@ -312,5 +401,5 @@ def _interval(intervals: Mapping[str, Any], part: str, name: str) -> list[float]
     return None if None in ends else [end for end in ends if end is not None]
 
 
-def _told(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
+def _told(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"

@@ -59,6 +59,10 @@ _SHA256 = OrNull(Kind(_is_sha256, "64 hexadecimal digits or null"))
 _INTERVAL = OrNull(Kind(_is_interval, "a pair of numbers or null"))
 _STATUS = Kind(lambda value: value in tuple(STATUSES), f"one of {', '.join(STATUSES)}")
 _OBJECT = Kind(lambda value: isinstance(value, dict), "a JSON object")
+_TEXTS = Kind(
+    lambda value: isinstance(value, dict) and all(map(_TEXT.holds, value.values())),
+    "a JSON object of texts",
+)
 
 _MEASURED = {
     "image_auroc": _SHARE,
@@ -79,6 +83,9 @@ SCHEMA: Json = {
     "protocol": {
         "suite": _TEXT,
         "threats": [{"norm": _TEXT, "eps": [_TEXT]}],
+        "attacks": _TEXTS,
+        "skipped": _TEXTS,
+        "legacy_steps": OrNull(_COUNT),
         "settings": _OBJECT,
         "test_set": OrNull(_TEXT),
         "seed": _COUNT,
@@ -108,6 +115,9 @@ SCHEMA: Json = {
                 "median": _NUMBER,
                 "median_normals": _NUMBER,
                 "median_anomalies": _NUMBER,
+                "never_flipped": _SHARE,
+                "never_flipped_normals": _SHARE,
+                "never_flipped_anomalies": _SHARE,
             }
         ),
     },

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from patchguard.evaluation.histograms import PixelHistograms
-from patchguard.evaluation.worst_case import Metric
 
 CLEAN = "clean"
 """The name of no attack at all."""
@@ -22,13 +21,6 @@ class Scored:
     scores: np.ndarray
     maps: np.ndarray
 
-    def mixed_with(self, other: Scored, chosen: np.ndarray) -> Scored:
-        """This where ``chosen`` [N] is True, the other elsewhere."""
-        return Scored(
-            np.where(chosen, self.scores, other.scores),
-            np.where(chosen[:, None, None], self.maps, other.maps),
-        )
-
 
 @dataclass(frozen=True)
 class Attacked:
@@ -40,6 +32,9 @@ class Attacked:
         eps: radius as written in the suite.
         scored: what the detector says of the attacked images.
         largest: the largest norm of all its perturbations.
+        kind: key of :data:`~patchguard.attacks.suite.ATTACKS`; empty when unknown.
+        objective: what it climbs, key of :data:`~patchguard.attacks.objectives.registry.DETECTION`
+            or ``LOCALIZATION``; empty when unknown.
         pixel: ``auroc`` and ``aupro`` of its maps; empty without ground truth.
     """
 
@@ -48,23 +43,24 @@ class Attacked:
     eps: str
     scored: Scored
     largest: float
+    kind: str = ""
+    objective: str = ""
     pixel: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Selected:
-    """The maps of one attack for each image, chosen to lower a pooled pixel metric.
+class Mixture:
+    """The maps of one attack for each image, chosen to lower pooled pixel metrics.
 
     Attributes:
-        value: the metric, from histograms.
-        attacks: the attack chosen for each image, [N].
-        maps: its maps [N, S, S].
-        histograms: those of its maps.
+        pixel: its pixel metrics: exact, but never above those from histograms, by which attacks
+            are compared (the two differ in the fourth digit at most, on ordinary maps).
+        attacks: the attack chosen for each image, [N]; for AUROC.
+        histograms: those of its maps; for AUROC.
     """
 
-    value: float
+    pixel: Mapping[str, float]
     attacks: tuple[str, ...]
-    maps: np.ndarray
     histograms: PixelHistograms
 
 
@@ -78,9 +74,8 @@ class Worst:
         scores: [N], per image the worst of clean image and attacks (exact for detection).
         winners: the attack that reached it, ``clean`` where none moved the score, [N].
         images: the images with those scores, [N, 3, S, S].
-        selections: by row (``both``, ``anomalies``, ``normals``) and metric (``auroc``,
-            ``aupro``), the attacks whose maps lower the pooled pixel metric most; empty without
-            ground truth.
+        mixtures: by row (``both``, ``anomalies``, ``normals``), the maps that lower pixel AUROC
+            most; empty without ground truth.
         floor: pixel AUROC if every pixel were at its own worst at once: not attainable; None
             without ground truth.
     """
@@ -90,5 +85,5 @@ class Worst:
     scores: np.ndarray
     winners: tuple[str, ...]
     images: Tensor
-    selections: Mapping[tuple[str, Metric], Selected] = field(default_factory=dict)
+    mixtures: Mapping[str, Mixture] = field(default_factory=dict)
     floor: float | None = None

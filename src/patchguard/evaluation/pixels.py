@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
 import numpy as np
 
+from patchguard.data.images import resize_map
 from patchguard.evaluation.histograms import (
     Binning,
     PixelTruth,
     pixelwise_floor,
     select,
 )
-from patchguard.evaluation.outcome import CLEAN, Attacked, Scored, Selected
+from patchguard.evaluation.metrics import PixelMetrics, pixel_metrics
+from patchguard.evaluation.outcome import CLEAN, Attacked, Mixture, Scored
 from patchguard.evaluation.test_set import TestSet
 from patchguard.evaluation.worst_case import Metric, worst_selection
 
@@ -30,6 +35,7 @@ class PixelCandidates:
 
     def __init__(self, test: TestSet, clean: Scored) -> None:
         assert test.masks is not None
+        self._masks = test.masks
         self._truth = PixelTruth(test.masks)
         self._labels = test.labels
         self._binning = Binning.of(clean.maps)
@@ -50,10 +56,9 @@ class PixelCandidates:
         np.minimum(self._lowest, maps, out=self._lowest)
         return {"auroc": histograms.auroc().value, "aupro": histograms.aupro().value}
 
-    def selections(self) -> dict[tuple[str, Metric], Selected]:
-        """The worst mixtures by row and metric."""
-        metrics: tuple[Metric, ...] = ("auroc", "aupro")
-        return {(row, metric): self._selected(row, metric) for row in ROWS for metric in metrics}
+    def mixtures(self) -> dict[str, Mixture]:
+        """The worst mixture by row."""
+        return {row: self._mixture(row) for row in ROWS}
 
     def floor(self) -> float:
         """Pixel AUROC with every pixel at its own worst at once."""
@@ -61,7 +66,23 @@ class PixelCandidates:
         lowest = self._truth.histograms(self._lowest, self._binning)
         return pixelwise_floor(highest, lowest).auroc().value
 
-    def _selected(self, row: str, metric: Metric) -> Selected:
+    def _mixture(self, row: str) -> Mixture:
+        """That for AUROC; its AUPRO is that of the mixture that is worst for AUPRO."""
+        choice, auroc = self._chosen(row, "auroc")
+        for_overlap, aupro = self._chosen(row, "aupro")
+        exact, other = self._exact(choice), self._exact(for_overlap)
+        return Mixture(
+            {
+                **asdict(exact),
+                "auroc": min(exact.auroc, auroc),
+                "aupro": min(exact.aupro, other.aupro, aupro),
+            },
+            tuple(self._names[which] for which in choice),
+            select(self._histograms, choice),
+        )
+
+    def _chosen(self, row: str, metric: Metric) -> tuple[np.ndarray, float]:
+        """The candidate of each image [N], and the metric of their histograms."""
         anomalies, normals = ROWS[row]
         before = self._choices.get((row, metric))
         found = worst_selection(
@@ -71,10 +92,16 @@ class PixelCandidates:
             starts=() if before is None else (before,),
         )
         self._choices[row, metric] = found.choice
-        maps = np.stack([self._maps[which][image] for image, which in enumerate(found.choice)])
-        return Selected(
-            found.value,
-            tuple(self._names[which] for which in found.choice),
-            maps,
-            select(self._histograms, found.choice),
-        )
+        return found.choice, found.value
+
+    def _exact(self, choice: np.ndarray) -> PixelMetrics:
+        maps = [self._maps[which][image] for image, which in enumerate(choice)]
+        return metrics_of(maps, self._masks)
+
+
+def metrics_of(maps: Iterable[np.ndarray], masks: Sequence[np.ndarray]) -> PixelMetrics:
+    """Exact metrics of maps [N, S, S] at the resolution of the masks."""
+    resized = [
+        resize_map(anomaly_map, mask.shape) for anomaly_map, mask in zip(maps, masks, strict=True)
+    ]
+    return pixel_metrics(resized, list(masks))

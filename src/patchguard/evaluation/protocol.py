@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchguard import __version__
 from patchguard.attacks.attack import NotDifferentiable
 from patchguard.attacks.balls import BALLS
 from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
-from patchguard.attacks.suite import members
+from patchguard.attacks.objectives.registry import ObjectiveContext
+from patchguard.attacks.objectives.statistics import PixelStatistics
+from patchguard.attacks.suite import LEGACY, build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
-from patchguard.data.images import resize_map
 from patchguard.detector import Detector, device_of
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.bootstrap import (
@@ -30,16 +30,16 @@ from patchguard.evaluation.bootstrap import (
 )
 from patchguard.evaluation.campaign import Campaign
 from patchguard.evaluation.checks import Check, CheckContext, run_checks
-from patchguard.evaluation.metrics import image_metrics, pixel_metrics, rates_at
+from patchguard.evaluation.metrics import image_metrics, rates_at
 from patchguard.evaluation.outcome import Scored, Worst
-from patchguard.evaluation.pixels import ROWS
+from patchguard.evaluation.pixels import ROWS, metrics_of
 from patchguard.evaluation.scoring import score_images
-from patchguard.evaluation.store import Store, detector_digest, digest, images_digest
+from patchguard.evaluation.store import Store, code_digest, detector_digest, digest, images_digest
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
 
-WORST, LEGACY = "worst", "legacy"
+WORST = "worst"
 SEVERITIES = (1, 3, 5)
 CHECK_EPS = 4 / 255
 """Checks attack at the radius of the suite that is nearest to this."""
@@ -50,6 +50,8 @@ class Surroundings:
     """What an evaluation knows of a detector besides its outputs; all of it is optional.
 
     Attributes:
+        identity: what tells the detector from others besides its tensors, such as the sha256 of
+            the files it was made from.
         threshold: the calibrated one; adds the rates at which it flags images and minimal eps.
         twin_auroc: by eps, the worst-case image AUROC of an undefended control.
         sources: detectors that transfer attacks may be made on, by name.
@@ -58,6 +60,7 @@ class Surroundings:
         checks: run the self-checks.
     """
 
+    identity: str = ""
     threshold: float | None = None
     twin_auroc: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, Detector] = field(default_factory=dict)
@@ -87,11 +90,27 @@ def suite_of(config: EvaluationConfig) -> Suite:
         suite.threats[0] = replace(suite.threats[0], eps=config.eps)
     suite.all_checks |= config.all_checks
     for threat in suite.threats:
-        members(threat)
+        _rehearse(threat)
+    try:
+        MinimalEps(**(suite.minimal_eps or {}))
+    except TypeError as error:
+        raise PatchGuardError(f"suite: minimal_eps: {error}") from error
     for name in suite.stress:
         if name not in STRESSES:
             raise PatchGuardError(f"suite: no stress {name!r}; known: {', '.join(STRESSES)}")
     return suite
+
+
+def _rehearse(threat: ThreatConfig) -> None:
+    """Build every attack once, so that a mistake shows before hours of work."""
+    maps, labels = np.zeros((2, 4, 4), dtype=np.float32), np.array([False, True])
+    coverage = torch.zeros(2, 4, 4)
+    coverage[1, 0] = 1
+    statistics = PixelStatistics.of(maps, coverage)
+    context = ObjectiveContext(statistics, maps, coverage, labels, torch.zeros(1, 2))
+    for member in members(threat):
+        sources = {} if member.source is None else {member.source: Detector()}
+        build(member, threat.norm, context, sources)
 
 
 def evaluate_detector(
@@ -128,26 +147,41 @@ def evaluate_detector(
     if config.looks > 1:
         detector = Averaged(detector, config.looks).eval()
     clean = score_images(detector, test.images, config.batch_size)
+    if not np.isfinite(clean.scores).all() or not np.isfinite(clean.maps).all():
+        raise PatchGuardError("the detector returns NaN or infinity for clean test images")
     with ExitStack() as stack:
         root = cache or Path(stack.enter_context(TemporaryDirectory()))
+        store = stack.enter_context(
+            Store(root, _fingerprint(detector, test, suite, config, known, seed))
+        )
         campaign = Campaign(
             detector,
             test,
             clean,
-            Store(root, _fingerprint(detector, test, known, seed)),
+            store,
             config.batch_size,
             seed,
             known.sources,
+            parallel=config.looks == 1,
         )
         findings = _Findings(campaign, suite, known, advance)
         summary = findings.summary()
     return Evaluation(summary, test, clean, findings.worst)
 
 
-def _fingerprint(detector: Detector, test: TestSet, known: Surroundings, seed: int) -> str:
+def _fingerprint(
+    detector: Detector,
+    test: TestSet,
+    suite: Suite,
+    config: EvaluationConfig,
+    known: Surroundings,
+    seed: int,
+) -> str:
+    """Of everything that decides what attacks find, the attacks' own code included."""
     sources = {name: detector_digest(source) for name, source in known.sources.items()}
-    told = [__version__, detector_digest(detector), images_digest(test), sources, seed]
-    return digest(told)
+    decides = [asdict(suite)["threats"], suite.minimal_eps, config.batch_size, config.looks, seed]
+    found = [known.identity, known.threshold, detector_digest(detector), images_digest(test)]
+    return digest([code_digest(), str(torch.__version__), sources, *decides, *found])
 
 
 class _Findings:
@@ -216,24 +250,18 @@ class _Findings:
         }
         if worst.floor is not None:
             for row in ROWS:
-                rows[row]["pixel"] = self._worst_pixels(worst, row)
-            selected = worst.selections["both", "auroc"]
-            found = pixel_auroc_interval(selected.histograms, self.test.labels, seed=self.seed)
+                rows[row]["pixel"] = dict(worst.mixtures[row].pixel)
+            mixture = worst.mixtures["both"]
+            found = pixel_auroc_interval(mixture.histograms, self.test.labels, seed=self.seed)
             intervals["pixel"] = {"auroc": list(found)}
             entry["floor"] = {"pixel": {"auroc": worst.floor}}
-            entry["pixel_winners"] = _shares(selected.attacks)
+            entry["pixel_winners"] = _shares(mixture.attacks)
         return entry
-
-    def _worst_pixels(self, worst: Worst, row: str) -> dict[str, float]:
-        """Exact metrics of the worst mixture for AUROC, with the AUPRO of its own worst one."""
-        found = self._pixel_metrics(worst.selections[row, "auroc"].maps)
-        other = self._pixel_metrics(worst.selections[row, "aupro"].maps)
-        return {**found, "aupro": min(found["aupro"], other["aupro"])}
 
     def _metrics(self, scored: Scored) -> dict[str, Any]:
         metrics = self._image_row(scored.scores, "both")
         if self.test.masks is not None:
-            metrics["pixel"] = self._pixel_metrics(scored.maps)
+            metrics["pixel"] = asdict(metrics_of(scored.maps, self.test.masks))
         return metrics
 
     def _image_row(self, attacked: np.ndarray, row: str) -> dict[str, Any]:
@@ -246,36 +274,29 @@ class _Findings:
             metrics["deployed"] = {"tpr": tpr, "fpr": fpr}
         return metrics
 
-    def _pixel_metrics(self, maps: np.ndarray) -> dict[str, float]:
-        assert self.test.masks is not None
-        resized = [
-            resize_map(anomaly_map, mask.shape)
-            for anomaly_map, mask in zip(maps, self.test.masks, strict=True)
-        ]
-        return asdict(pixel_metrics(resized, list(self.test.masks)))
-
     def _intervals(self, scores: np.ndarray) -> dict[str, dict[str, list[float]]]:
         labels, threshold = self.test.labels, self.known.threshold
         found: dict[str, dict[str, list[float]]] = {}
         found["image"] = {"auroc": list(image_auroc_interval(scores, labels, seed=self.seed))}
         if threshold is not None:
-            tpr, fpr = rate_intervals(scores, labels, threshold, seed=self.seed)
+            tpr, fpr = rate_intervals(scores, labels, threshold)
             found["deployed"] = {"tpr": list(tpr), "fpr": list(fpr)}
         return found
 
     def _minimal_eps(self) -> dict[str, Any] | None:
-        """The smallest eps that carries each image over the threshold, by the first threat."""
-        threat = self.suite.threats[0]
-        if self.suite.minimal_eps is None or self.known.threshold is None:
+        """The smallest eps known to carry each image over the threshold, in the first threat."""
+        threat, settings = self.suite.threats[0], self.suite.minimal_eps
+        if settings is None or self.known.threshold is None or threat.norm not in BALLS:
             return None
-        if threat.norm not in BALLS:
-            return None
-        attack = MinimalEps(ball=BALLS[threat.norm], **self.suite.minimal_eps)
+        attack = MinimalEps(ball=BALLS[threat.norm], **settings)
         try:
             found = self._smallest(attack, self.known.threshold)
         except NotDifferentiable:
             return None
         labels = self.test.labels
+        for worst, size in zip(self.results[0].worst, threat.sizes, strict=True):
+            over = (worst.scores.astype(np.float64) > self.known.threshold) != labels
+            found = np.where(over, np.minimum(found, size), found)
         return {
             "norm": threat.norm,
             "threshold": self.known.threshold,
@@ -286,23 +307,25 @@ class _Findings:
         }
 
     def _smallest(self, attack: MinimalEps, threshold: float) -> np.ndarray:
-        detector, test = self.campaign.detector, self.test
-        device = device_of(detector)
-        labels = torch.from_numpy(test.labels)
-        found, done = [], 0
-        for batch in self.campaign.batches:
-            chosen = torch.from_numpy(batch)
-            eps, _ = attack(
-                detector,
-                test.images[chosen].to(device),
-                labels[chosen].to(device),
-                threshold=threshold,
-                generator=torch.Generator(device).manual_seed(self.seed),
-            )
-            found.append(eps.cpu().numpy())
-            done += len(batch)
-            self.advance("minimal eps", done / len(labels))
-        return np.concatenate(found)
+        store, batches = self.campaign.store, self.campaign.batches
+        for index, batch in enumerate(batches):
+            if not store.has(f"minimal eps/{index}"):
+                store.save(f"minimal eps/{index}", self._smallest_of(attack, threshold, batch))
+            self.advance("minimal eps", (index + 1) / len(batches))
+        return np.concatenate([store.load(f"minimal eps/{index}") for index in range(len(batches))])
+
+    def _smallest_of(self, attack: MinimalEps, threshold: float, batch: np.ndarray) -> np.ndarray:
+        detector = self.campaign.detector
+        device, chosen = device_of(detector), torch.from_numpy(batch)
+        eps, _ = attack(
+            detector,
+            self.test.images[chosen].to(device),
+            torch.from_numpy(self.test.labels)[chosen].to(device),
+            threshold=threshold,
+            generator=torch.Generator(device).manual_seed(self.seed),
+        )
+        found: np.ndarray = eps.cpu().numpy()
+        return found
 
     def _stress(self, name: str) -> Iterator[dict[str, Any]]:
         for severity in SEVERITIES:
@@ -335,6 +358,9 @@ class _Findings:
             test=self.test,
             clean=self.clean,
             attacked=result.attacked if linf else (),
+            others=[
+                entry for other in self.results[1 if linf else 0 :] for entry in other.attacked
+            ],
             worst=result.worst if linf else (),
             eps=parse_size(threat.norm, nearest) if linf else CHECK_EPS,
             threshold=self.known.threshold,

@@ -7,18 +7,22 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from filelock import FileLock, Timeout
 
+from patchguard import attacks
 from patchguard.detector import Detector
+from patchguard.errors import PatchGuardError
 from patchguard.evaluation.test_set import TestSet
 
 
 class Store:
     """Arrays by key below a folder of this detector, these images and this seed.
 
-    Writing is atomic: a file is there whole or not at all.
+    Writing is atomic: a file is there whole or not at all. As a context it is locked: two
+    evaluations do not share it.
 
     Args:
         root: folder for the stores of all evaluations.
@@ -28,6 +32,24 @@ class Store:
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.folder = root / fingerprint[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock")
+
+    def __enter__(self) -> Self:
+        """Lock.
+
+        Raises:
+            PatchGuardError: another evaluation works here.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise PatchGuardError(
+                f"{self.folder}: another evaluation of the same detector and images is running"
+            ) from None
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
 
     def has(self, key: str) -> bool:
         """The array was saved."""
@@ -59,6 +81,14 @@ class Store:
 def digest(content: Any) -> str:
     """sha256 of anything that JSON can hold, 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """sha256 over the source of all attacks: results of former code are not taken for its own."""
+    found = hashlib.sha256()
+    for path in sorted(Path(attacks.__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def detector_digest(detector: Detector) -> str:

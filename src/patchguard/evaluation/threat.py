@@ -18,6 +18,7 @@ from patchguard.evaluation.campaign import Campaign, Task, run_tasks
 from patchguard.evaluation.outcome import CLEAN, Attacked, Scored, Worst
 from patchguard.evaluation.pixels import PixelCandidates
 from patchguard.evaluation.store import digest
+from patchguard.evaluation.worst_case import worst_scores
 
 Advance = Callable[[float], None]
 
@@ -89,7 +90,7 @@ def _with_pixels(
         for entry in attacked:
             if entry.eps == at_eps.eps:
                 judged.append(replace(entry, pixel=candidates.add(entry)))
-        found.append(replace(at_eps, selections=candidates.selections(), floor=candidates.floor()))
+        found.append(replace(at_eps, mixtures=candidates.mixtures(), floor=candidates.floor()))
     return judged, found
 
 
@@ -99,7 +100,7 @@ class _Running:
     def __init__(self, campaign: Campaign, threat: ThreatConfig, place: int) -> None:
         self.store, self.labels = campaign.store, campaign.test.labels
         self.norm, self.eps = threat.norm, threat.eps[place]
-        self.key = f"{threat.norm}/worst/{digest([threat.norm, threat.eps[: place + 1]])[:12]}"
+        self.key = f"{threat.norm}/worst/{place}"
         self.scores = campaign.clean.scores.copy()
         self.winners = np.full(len(self.labels), CLEAN, dtype=object)
         kept = self.store.has(self.key)
@@ -107,8 +108,7 @@ class _Running:
 
     def add(self, name: str, scores: np.ndarray, images: np.ndarray | None) -> None:
         """Take over what is worse; without ``images`` those were taken over already."""
-        better = self._worse(scores)
-        self.scores = np.where(better, scores, self.scores)
+        better = self._take(scores)
         self.winners[better] = name
         if images is not None:
             self.images[better] = images[better]
@@ -116,13 +116,15 @@ class _Running:
 
     def carry(self, smaller: _Running) -> None:
         """What was found in a smaller ball lies in this one too."""
-        better = self._worse(smaller.scores)
-        self.scores = np.where(better, smaller.scores, self.scores)
+        better = self._take(smaller.scores)
         self.winners[better] = smaller.winners[better]
         self.images[better] = smaller.images[better]
 
-    def _worse(self, scores: np.ndarray) -> np.ndarray:
-        return np.where(self.labels, scores < self.scores, scores > self.scores)
+    def _take(self, scores: np.ndarray) -> np.ndarray:
+        """Where these scores are worse, they are the worst from now on."""
+        self.scores, which = worst_scores(np.stack([self.scores, scores]), self.labels)
+        better: np.ndarray = which == 1
+        return better
 
 
 class _MemberRun:
@@ -199,6 +201,8 @@ class _MemberRun:
             self.threat.eps[place],
             Scored(scores, maps),
             float(store.load(f"{key}/largest").max()),
+            kind=self.member.kind,
+            objective=self.member.objective,
         )
 
     def _finished(self, key: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
@@ -117,6 +117,12 @@ class Metrics:
     skipped: Mapping[str, str]
 
     @property
+    def legacy_steps(self) -> int | None:
+        """Of the published attack; None where the evaluation does not say."""
+        steps = self.protocol.get("legacy_steps")
+        return None if steps is None else int(steps)
+
+    @property
     def norms(self) -> tuple[str, ...]:
         """The norms of the threats; the first is the one of the headline."""
         return tuple(self.protocol["threats"])
@@ -172,7 +178,7 @@ class Metrics:
         return cls(
             protocol=protocol,
             clean=_with_intervals(_values(content["clean"]), content.get("intervals", {})),
-            attacked=tuple(_attack_result(entry) for entry in content["attacked"]),
+            attacked=_results(content["attacked"]),
             scores={
                 name: np.array(values, dtype=np.float64)
                 for name, values in scores.items()
@@ -338,6 +344,13 @@ def _judged(folder: Path) -> Judged | None:
         gallery=Gallery.read(gallery) if gallery.exists() else None,
         threshold=Calibration.from_json(calibration).threshold if calibration.exists() else None,
     )
+
+
+def _results(entries: Sequence[dict[str, Any]]) -> tuple[AttackResult, ...]:
+    """All results, but no worst case where every attack was skipped: it is the clean one."""
+    results = [_attack_result(entry) for entry in entries]
+    attackers = {result.norm for result in results if result.attack != WORST}
+    return tuple(result for result in results if result.norm in attackers)
 
 
 def _attack_result(entry: dict[str, Any]) -> AttackResult:

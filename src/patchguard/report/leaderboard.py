@@ -7,23 +7,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchguard.config import parse_size
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card import (
+    PUBLISHED_STEPS,
     checks_run,
     eps_at_chance,
     eps_text,
     failed_checks,
     headline,
     headline_eps,
+    published_steps,
     read_card,
 )
 from patchguard.report.page import page
 from patchguard.report.wording import DASH, gap, norm_name, number, percent
 
 Card = Mapping[str, Any]
+
+TRUST = ("checked", "unchecked", "unreliable")
+"""What checks make of an evaluation, in the order of the rows."""
+
+
+class Key(NamedTuple):
+    """What cards have in common whose numbers compare."""
+
+    data: str
+    sha256: str
+    suite: str
+    norm: str
+    resolution: int
 
 
 @dataclass(frozen=True)
@@ -53,27 +68,37 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A detector; ``rank`` is None where a check of its evaluation failed."""
+    """A detector; ``rank`` is None where a check of its evaluation failed.
+
+    ``skipped`` are the attacks on it in the norm of the table that did not run, with the reason.
+    """
 
     rank: int | None
     entry: Entry
     cells: tuple[Cell, ...]
     failed: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
 
     @property
-    def unreliable(self) -> bool:
-        return self.rank is None
+    def trust(self) -> str:
+        """What the checks of its evaluation make of it."""
+        return TRUST[_distrust(self.entry.card)]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cards whose numbers compare: the same data, suite and norm."""
+    """Cards whose numbers compare: the same data, suite and norm.
+
+    And, in norms that grow with the number of pixels, the same ``resolution`` in pixels; it is
+    None for linf.
+    """
 
     data: str
     sha256: str | None
     images: str
     suite: str
     norm: str
+    resolution: int | None
     eps: str
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -88,8 +113,9 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
     """Write one HTML file about robustness cards.
 
     Numbers under different protocols are not ranked together: there is a table for every data
-    set, suite and norm. A table is ranked by the worst image AUROC at one radius; entries whose
-    evaluation failed a check of itself come last, without a rank.
+    set, suite and norm, and, but for linf, resolution. A table is ranked by the worst image AUROC
+    at one radius. Entries whose evaluation ran no check of itself come after all that did; those
+    that failed one come last, without a rank.
 
     Args:
         cards: files that :func:`~patchguard.evaluation.card.write_card` wrote.
@@ -104,28 +130,38 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
     if not cards:
         raise PatchGuardError("leaderboard: no cards; name at least one card.json")
     entries = [Entry(read_card(path), f"card-{place}") for place, path in enumerate(cards, 1)]
-    content = {"groups": _groups(entries), "entries": entries, "norm_name": norm_name}
+    content = {
+        "groups": _groups(entries),
+        "entries": entries,
+        "norm_name": norm_name,
+        "published_steps": PUBLISHED_STEPS,
+    }
     out.write_text(page("leaderboard.html.j2", content), encoding="utf-8")
     return out
 
 
 def _groups(entries: Sequence[Entry]) -> list[Group]:
-    found: dict[tuple[str, str, str, str], list[Entry]] = {}
+    found: dict[Key, list[Entry]] = {}
     for entry in entries:
-        data, protocol = entry.card["data"], entry.card["protocol"]
         for norm in dict.fromkeys(result["norm"] for result in _attacked(entry.card)):
-            key = (data["name"], data["sha256"] or "", protocol["suite"], norm)
-            found.setdefault(key, []).append(entry)
-    return [_group(key[-1], found[key]) for key in sorted(found, key=_order)]
+            found.setdefault(_key(entry.card, norm), []).append(entry)
+    return [_group(key, found[key]) for key in sorted(found, key=_order)]
 
 
-def _order(key: tuple[str, str, str, str]) -> tuple[str, ...]:
+def _key(card: Card, norm: str) -> Key:
+    data, protocol = card["data"], card["protocol"]
+    # The same radius in l2, l1 or l0 is less for each pixel of a larger image.
+    resolution = 0 if norm == "linf" else protocol["attacked_resolution"]
+    return Key(data["name"], data["sha256"] or "", protocol["suite"], norm, resolution)
+
+
+def _order(key: Key) -> Key:
     """By data and suite; linf before the other norms."""
-    *rest, norm = key
-    return (*rest, "" if norm == "linf" else norm)
+    return key._replace(norm="" if key.norm == "linf" else key.norm)
 
 
-def _group(norm: str, entries: Sequence[Entry]) -> Group:
+def _group(key: Key, entries: Sequence[Entry]) -> Group:
+    norm = key.norm
     radii = [set(_by_eps(entry.card, norm)) for entry in entries]
     shared = set.intersection(*radii)
     at = headline_eps(norm, sorted(shared or set.union(*radii)))
@@ -139,6 +175,7 @@ def _group(norm: str, entries: Sequence[Entry]) -> Group:
         images=f"{card['data']['normal']} normal and {card['data']['anomalous']} anomalous images",
         suite=card["protocol"]["suite"],
         norm=norm,
+        resolution=key.resolution or None,
         eps=at,
         headings=headings,
         rows=tuple(
@@ -147,6 +184,7 @@ def _group(norm: str, entries: Sequence[Entry]) -> Group:
                 entry=entry,
                 cells=of_entry,
                 failed=tuple(failed_checks(entry.card)),
+                skipped=_skipped(entry.card, norm),
             )
             for place, (entry, of_entry) in enumerate(zip(ranked, cells, strict=True), 1)
         ),
@@ -157,7 +195,23 @@ def _standing(card: Card, norm: str, eps: Sequence[str]) -> tuple[float, ...]:
     """Ascending from the first place to the last; equals at one radius are parted by the next."""
     results = _by_eps(card, norm)
     worst = [results.get(each, {}).get("image_auroc") for each in eps]
-    return card["unreliable"], *(inf if auroc is None else -auroc for auroc in worst)
+    return _distrust(card), *(inf if auroc is None else -auroc for auroc in worst)
+
+
+def _distrust(card: Card) -> int:
+    """The place in ``TRUST``."""
+    if card["unreliable"]:
+        return 2
+    return 0 if checks_run(card["checks"]) else 1
+
+
+def _skipped(card: Card, norm: str) -> tuple[tuple[str, str], ...]:
+    suffix = f" ({norm})"
+    return tuple(
+        (name.removesuffix(suffix), reason)
+        for name, reason in card["protocol"]["skipped"].items()
+        if name.endswith(suffix)
+    )
 
 
 def _cells(card: Card, norm: str, at: str, eps: Sequence[str]) -> dict[str, Cell]:
@@ -168,7 +222,7 @@ def _cells(card: Card, norm: str, at: str, eps: Sequence[str]) -> dict[str, Cell
         "detector": _detector(card),
         "clean AUROC": _auroc(clean, "image_auroc"),
         **{_worst_at(each): _auroc(results.get(each, {}), "image_auroc") for each in eps},
-        f"published attack, {at}": _number(here.get("legacy_image_auroc")),
+        f"published attack, {at}": _published(card, here),
         "gap to worst": _gap(here.get("legacy_gap")),
         "eps at AUROC 0.5": _chance(card, norm),
         "median minimal eps": _minimal_eps(card, norm),
@@ -229,6 +283,12 @@ def _number(value: float | None, *small: str) -> Cell:
     return Cell(DASH if value is None else number(value), value, small)
 
 
+def _published(card: Card, measured: Mapping[str, Any]) -> Cell:
+    auroc = measured.get("legacy_image_auroc")
+    steps = published_steps(card["protocol"]["legacy_steps"])
+    return _number(auroc, *(() if auroc is None else (steps,)))
+
+
 def _gap(value: float | None) -> Cell:
     return Cell(DASH if value is None else gap(value), value)
 
@@ -240,16 +300,21 @@ def _chance(card: Card, norm: str) -> Cell:
 
 
 def _minimal_eps(card: Card, norm: str) -> Cell:
-    found = card["numbers"]["minimal_eps"] or {}
-    value = found.get("median") if found.get("norm") == norm else None
-    return Cell(DASH if value is None else eps_text(norm, value), value)
+    found = card["numbers"]["minimal_eps"]
+    if found is None or found["norm"] != norm or found["never_flipped"] is None:
+        return Cell(DASH, None)
+    median, never = found["median"], found["never_flipped"]
+    small = (f"{percent(never)} never",) if never else ()
+    return Cell(eps_text(norm, median), "Infinity" if median is None else median, small)
 
 
 def _checks(card: Card) -> Cell:
     checks = card["checks"]
     run = checks_run(checks)
+    if not run:
+        return Cell("none run", None)
     warned = (f"{checks['warned']} warned",) if checks["warned"] else ()
-    return Cell(f"{checks['passed']} of {run}", checks["passed"] / run if run else None, warned)
+    return Cell(f"{checks['passed']} of {run}", checks["passed"] / run, warned)
 
 
 def _attacked(card: Card) -> Sequence[Mapping[str, Any]]:

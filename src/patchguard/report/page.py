@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def page(template: str, context: Mapping[str, Any]) -> str:
     """The HTML of a template; everything in the context is escaped unless it is markup."""
-    environment = Environment(
+    return _environment().get_template(template).render(**context)
+
+
+@cache
+def _environment() -> Environment:
+    """One for all pages, as it keeps the templates that it compiled."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**context)

@@ -13,6 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from patchguard.config import parse_eps
+from patchguard.evaluation.card import PUBLISHED_STEPS
 from patchguard.report import pictures, plots, tables, wording
 from patchguard.report.contents import LEGACY, WORST, Gallery, Judged, Metrics, Run, read_run
 from patchguard.report.page import page
@@ -106,6 +107,9 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "verdict": wording.verdict(metrics, other),
         "tiles": wording.tiles(metrics, other),
         "headline": headline and wording.at(headline),
+        "published_attack": wording.published(metrics),
+        "as_published": metrics.legacy_steps == PUBLISHED_STEPS,
+        "published_steps": PUBLISHED_STEPS,
         "norm": wording.norm_name(metrics.norms[0]),
         "threat": wording.threat(metrics.norms[0]),
         "detection": tables.by_eps(metrics, other, tables.IMAGE + rates, (tables.TWIN_IMAGE,)),
@@ -229,9 +233,13 @@ def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
         curves = [_curve(metrics, WORST, part, OURS, plots.OURS, "-", "o")]
         if twin:
             curves.append(_curve(twin, WORST, part, "twin", plots.TWIN, "--", "s"))
-        curves.append(_curve(metrics, LEGACY, part, "published", plots.INK, ":", "^"))
+        steps = metrics.legacy_steps
+        published = "published" if steps is None else f"PGD-{steps}"
+        curves.append(_curve(metrics, LEGACY, part, published, plots.INK, ":", "^"))
         drawn = [curve for curve in curves if len(curve.x) > 1]
         if drawn:
+            if curves[-1] in drawn:
+                caption += f" Dotted: {wording.published(metrics)} alone."
             ticks = {"clean": 0.0} | {each.eps: each.radius for each in metrics.under(WORST)}
             drawing = plots.auroc_against_eps(drawn, ticks, f"{part} AUROC")
             panels.append(Panel(Markup(drawing), caption))
@@ -309,6 +317,7 @@ def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
     gallery = judged.gallery
     if gallery is None:
         return None
+    eps = wording.sized(judged.metrics.norms[0], gallery.eps)
     beside = twin.gallery if twin and twin.gallery else None
     if beside and beside.names != gallery.names:
         beside = None
@@ -318,7 +327,7 @@ def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
     if beside:
         scales.append((TWIN, pictures.ColourScale.over([beside.attacked_maps])))
     return Exhibition(
-        headings=_headings(gallery, beside, factor),
+        headings=_headings(gallery, beside, eps, factor),
         specimens=tuple(
             Specimen(
                 name=name,
@@ -328,20 +337,20 @@ def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
             )
             for index, name in enumerate(gallery.names)
         ),
-        eps=gallery.eps,
+        eps=eps,
         factor=factor,
         scales=tuple((whose, number(scale.low), number(scale.high)) for whose, scale in scales),
     )
 
 
-def _headings(gallery: Gallery, beside: Gallery | None, factor: int) -> tuple[str, ...]:
+def _headings(gallery: Gallery, beside: Gallery | None, eps: str, factor: int) -> tuple[str, ...]:
     truth = ("truth",) if gallery.truth is not None else ()
     twin = ("twin’s map, attacked",) if beside else ()
     return (
         "image",
         *truth,
         "map",
-        f"attacked, {gallery.eps}",
+        f"attacked, {eps}",
         f"perturbation × {factor}",
         "map, attacked",
         *twin,

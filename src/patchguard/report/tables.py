@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from patchguard.evaluation.card import published_steps
 from patchguard.report.contents import LEGACY, ROWS, WORST, AttackResult, Metrics, Values
 from patchguard.report.wording import (
     DASH,
@@ -133,8 +134,10 @@ def published(metrics: Metrics, twin: Metrics | None) -> Table:
     if twin:
         compared.append((twin, "twin: ", "image"))
     headings = ["eps"]
-    for _, whose, part in compared:
-        headings += [f"{whose}{part} AUROC, published", f"{whose}worst case", f"{whose}gap"]
+    for each, whose, part in compared:
+        steps = published_steps(each.legacy_steps)
+        headings += [f"{whose}{part} AUROC, published ({steps})", f"{whose}worst case"]
+        headings.append(f"{whose}gap")
     rows = []
     for eps in (result.eps for result in metrics.under(LEGACY)):
         pairs = [
@@ -160,7 +163,8 @@ def members(metrics: Metrics, part: str) -> Table:
     ]
     winners = headline.winners[part] if headline else {}
     shares = ["", *(percent(winners.get(name, 0.0)) for name in names[1:])]
-    labels = ["worst case", *names[1:]]
+    steps = published_steps(metrics.legacy_steps)
+    labels = [{WORST: "worst case", LEGACY: f"legacy ({steps})"}.get(name, name) for name in names]
     rows = [
         (label, *map(number, row), *((share,) if winners else ()))
         for label, row, share in zip(labels, values, shares, strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchguard.evaluation.card import eps_text
+from patchguard.evaluation.card import eps_text, published_steps
 from patchguard.evaluation.card_format import STATUSES
 from patchguard.report.contents import LEGACY, AttackResult, Metrics, MinimalEps, Values
 
@@ -38,7 +38,17 @@ def threat(norm: str) -> str:
 
 def at(result: AttackResult) -> str:
     """The radius of a result and its norm, where that is not linf."""
-    return result.eps if result.norm == "linf" else f"{norm_name(result.norm)} {result.eps}"
+    return sized(result.norm, result.eps)
+
+
+def sized(norm: str, eps: str) -> str:
+    """A radius and its norm, where that is not linf."""
+    return eps if norm == "linf" else f"{norm_name(norm)} {eps}"
+
+
+def published(metrics: Metrics) -> str:
+    """The published attack, with as many steps as it took here."""
+    return f"the published attack ({published_steps(metrics.legacy_steps)})"
 
 
 def interval(low: float, high: float) -> str:
@@ -89,14 +99,15 @@ class Verdict:
 class Tile:
     """A number that stands out: clean, in the worst case, and what else belongs beside that.
 
-    ``legacy`` is what the published attack says, ``twin`` the worst case of the twin; None where
-    there is none.
+    ``legacy`` is what the published attack says and ``steps`` how long it was run, ``twin`` the
+    worst case of the twin; None where there is none.
     """
 
     label: str
     clean: str
     worst: str
     legacy: str | None
+    steps: str
     twin: str | None
 
 
@@ -123,6 +134,9 @@ def verdict(metrics: Metrics, twin: Metrics | None) -> Verdict:
         level = max(level, under_attack, key=LEVELS.index)
         sentences = [_robustness_sentence(clean, result, metrics, twin)]
         sentences += [*_published(metrics, result), *_localization(metrics, result, twin)]
+    elif metrics.skipped:
+        title, level = f"{title}; not attacked", "unknown"
+        sentences.append("No attack of the suite could run: nothing here says how robust it is.")
     return Verdict(f"{title}.", tuple(sentences), "unknown" if metrics.unreliable else level)
 
 
@@ -151,6 +165,7 @@ def tiles(metrics: Metrics, twin: Metrics | None) -> list[Tile]:
                     clean=text(clean),
                     worst=text(attacked),
                     legacy=text(kinder) if math.isfinite(kinder) else None,
+                    steps=published_steps(metrics.legacy_steps),
                     twin=text(of_twin) if twin else None,
                 )
             )
@@ -228,7 +243,9 @@ def _published(metrics: Metrics, result: AttackResult) -> tuple[str, ...]:
     kinder = metric(_same_radius(metrics, LEGACY, result), "image", "auroc")
     if not math.isfinite(kinder):
         return ()
-    return (f"The published attack alone, on its combined loss, would have said {number(kinder)}.",)
+    name = published(metrics)
+    told = f"{name[0].upper()}{name[1:]} alone, on its combined loss, says {number(kinder)}."
+    return (told,)
 
 
 def _localization(metrics: Metrics, result: AttackResult, twin: Metrics | None) -> tuple[str, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from patchguard.attacks.objectives.localization import (
 )
 from patchguard.attacks.objectives.objective import Objective
 from patchguard.attacks.objectives.statistics import PixelStatistics
+from patchguard.attacks.settings import check_type, keyword_types
 from patchguard.errors import PatchGuardError
 
 
@@ -51,8 +51,41 @@ class ObjectiveContext:
     prototypes: Tensor | None
 
 
-Factory = Callable[..., Objective]
-"""From (context, **options) to an objective; refuses options that it does not have."""
+@dataclass(frozen=True)
+class Factory:
+    """From (context, **options) to an objective.
+
+    Attributes:
+        name: of the objective.
+        make: its constructor; options are its keyword-only parameters.
+        inputs: from the context to the other parameters.
+        fixed: options that are not free.
+    """
+
+    name: str
+    make: Callable[..., Objective]
+    inputs: tuple[Callable[[ObjectiveContext], Any], ...]
+    fixed: Mapping[str, Any]
+
+    def __call__(self, context: ObjectiveContext, **options: Any) -> Objective:
+        self.check(options)
+        return self.make(*(read(context) for read in self.inputs), **self.fixed, **options)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Are there such options, of these types?
+
+        Raises:
+            PatchGuardError: there are not.
+        """
+        types = keyword_types(self.make)
+        free = sorted(types.keys() - self.fixed.keys())
+        for option, value in options.items():
+            if option not in free:
+                raise PatchGuardError(
+                    f"objective {self.name}: option {option!r} is unknown; its options: "
+                    f"{', '.join(free) or 'none'}"
+                )
+            check_type(f"objective {self.name}: {option}", value, types[option])
 
 
 class Registry(dict[str, Factory]):
@@ -68,19 +101,7 @@ def _entry(
     *inputs: Callable[[ObjectiveContext], Any],
     **fixed: Any,
 ) -> tuple[str, Factory]:
-    """A name and its factory: ``make`` gets what ``inputs`` read, its options are keyword-only."""
-    parameters = inspect.signature(make).parameters.values()
-    options = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY} - set(fixed)
-
-    def factory(context: ObjectiveContext, **given: Any) -> Objective:
-        for unknown in sorted(set(given) - options):
-            takes = ", ".join(sorted(options)) or "none"
-            raise PatchGuardError(
-                f"objective {name}: option {unknown!r} is unknown; its options: {takes}"
-            )
-        return make(*(read(context) for read in inputs), **fixed, **given)
-
-    return name, factory
+    return name, Factory(name, make, inputs, fixed)
 
 
 def _statistics(context: ObjectiveContext) -> PixelStatistics:

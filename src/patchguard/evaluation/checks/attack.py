@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from patchguard.attacks.apgd import APGD
 from patchguard.attacks.attack import Attack, attackable, uniform
 from patchguard.attacks.objectives import PixelMap, image_score
+from patchguard.attacks.objectives.registry import DETECTION
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.queries import RandomNoise
 from patchguard.attacks.square import Square
+from patchguard.attacks.universal import UniversalPerturbation
 from patchguard.config import parse_eps
 from patchguard.detector import Detector
-from patchguard.evaluation.checks.context import (
-    GRADIENTLESS,
-    Attempt,
-    Batch,
-    CheckContext,
-    Recorder,
-    attack_kind,
-    auroc,
-)
+from patchguard.evaluation.checks.context import GRADIENT, CheckContext, Recorder, auroc
 from patchguard.evaluation.checks.verdict import Verdict, at_most, skipped
 from patchguard.evaluation.metrics import pixel_metrics
 
 _CLEARLY = 0.01
 """A difference of scores counts from this share of their range on."""
+
+_BY_CHANCE, _WEAK = 1 / 8, 1 / 4
+"""Shares of images that a sound suite may miss the worst of, and that only a weak one misses."""
+
+_HALF_A_POINT = 0.005
+"""A rise of the AUROC on the whole test set counts from here on."""
 
 
 def silent_success(context: CheckContext) -> Verdict:
@@ -56,7 +56,14 @@ def silent_success(context: CheckContext) -> Verdict:
 
 
 def convergence(context: CheckContext) -> Verdict:
-    """S9: progress of the running best over the last 10 steps, and what twice the steps find."""
+    """S9: do the checks' own attack, its last 10 steps or twice its steps find anything worse?
+
+    The share of images that the own attack drives clearly further than the whole suite, or how far
+    the AUROC under it lies below the suite's worst case; then the attack's own convergence.
+    """
+    suite = _suite(context)
+    if suite.status == "FAIL":
+        return suite
     running = context.reference.trace.cummax(0).values
     gained = running[-1] - running[-min(11, len(running))]
     progress = gained / (running[-1] - running[0]).clamp_min(1e-12)
@@ -68,8 +75,10 @@ def convergence(context: CheckContext) -> Verdict:
         "worst case.",
         otherwise="WARN",
     )
-    if settled.status != "PASS" or not context.full:
+    if settled.status != "PASS":
         return settled
+    if suite.status == "WARN" or not context.full:
+        return settled if suite.status == "SKIP" else suite
     longer = context.attempt(APGD(image_score, steps=2 * len(context.reference.trace)))
     gain = context.auroc(context.reference.found.values) - context.auroc(longer.values)
     if gain > context.tolerance:
@@ -79,7 +88,7 @@ def convergence(context: CheckContext) -> Verdict:
             context.tolerance,
             "Twice the steps lower the AUROC further: give the attacks more steps.",
         )
-    return settled
+    return settled if suite.status == "SKIP" else suite
 
 
 def more_steps(context: CheckContext) -> Verdict:
@@ -137,17 +146,49 @@ def step_sizes(context: CheckContext) -> Verdict:
 
 
 def eps_curve(context: CheckContext) -> Verdict:
-    """S13: the largest rise of the AUROC from one radius to the next."""
-    curve = _curve(context)
-    if len(curve) < 2:
-        return skipped("No attacked results at any radius to draw a curve from.")
+    """S13: the largest rise of the AUROC from one radius to the next, under fresh attacks.
+
+    The worst case of a suite never rises, since what is found in a small ball is carried along to
+    larger ones. So each radius gets an attack of its own that knows nothing of the others.
+    """
+    multiples, steps = ((1 / 4, 1 / 2, 1, 2, 4, 8), 50) if context.full else ((1 / 2, 1, 2), 20)
+    attack = APGD(image_score, steps=steps)
+    found = [context.attempt(attack, eps=context.eps * each).values for each in multiples]
+    curve = [context.auroc(values) for values in found]
     shown = ", ".join(f"{value:.3f}" for value in curve)
-    return at_most(
-        max(after - before for before, after in pairwise(curve)),
-        1e-9,
-        f"The AUROC never rises with the radius of the attack ({shown}).",
-        f"The AUROC rises with the radius ({shown}) although a larger ball holds the smaller "
-        "one: the attacks are too weak there.",
+    rise = max(after - before for before, after in pairwise(curve))
+    lost = max(float((before - after).mean()) for before, after in pairwise(found))
+    lost /= _range(context, context.as_scores(torch.stack(found)).cpu().numpy())
+    if rise > context.tolerance:
+        return Verdict(
+            "FAIL",
+            rise,
+            context.tolerance,
+            f"The AUROC rises with the radius ({shown}) although a larger ball holds the smaller "
+            "one, so the gradients mislead and the robustness is not real.",
+        )
+    if lost > _CLEARLY:
+        return Verdict(
+            "FAIL",
+            lost,
+            _CLEARLY,
+            "Attacks move the scores less in a larger ball although it holds the smaller one, so "
+            "the gradients mislead and the robustness is not real.",
+        )
+    if rises := _rising_members(context):
+        name = max(rises, key=lambda name: rises[name])
+        return Verdict(
+            "WARN",
+            rises[name],
+            _HALF_A_POINT,
+            f"The AUROC under {name} rises with the radius although a larger ball holds the "
+            "smaller one, so that attack is too weak there.",
+        )
+    return Verdict(
+        "PASS",
+        max(0.0, rise),
+        context.tolerance,
+        f"Attacks made anew at each radius are never weaker in a larger ball (AUROC {shown}).",
     )
 
 
@@ -210,7 +251,7 @@ def universal(context: CheckContext) -> Verdict:
     """S18: how far one perturbation for all images gets below one for each."""
     found = _from_results(context, "universal")
     if found is None and context.full:
-        values = _universal(context).values
+        values = context.attempt(UniversalPerturbation(image_score, steps=20)).values
         found = context.auroc(context.reference.found.values) - context.auroc(values)
     if found is None:
         return skipped("No perturbation common to all images was tried.")
@@ -223,18 +264,59 @@ def universal(context: CheckContext) -> Verdict:
     )
 
 
-def _curve(context: CheckContext) -> list[float]:
-    """Image AUROC at eps 0 and at each radius evaluated, ascending."""
-    labels = context.test.labels
-    scores = {parse_eps(worst.eps): worst.scores for worst in context.worst}
-    if not scores:
-        for radius in {entry.eps for entry in context.attacked}:
-            found = [entry.scored.scores for entry in context.attacked if entry.eps == radius]
-            scores[parse_eps(radius)] = _worst_scores(found, labels)
-    if not scores:
-        return []
-    ascending = [scores[radius] for radius in sorted(scores)]
-    return [auroc(each, labels) for each in (context.clean_scores, *ascending)]
+def _suite(context: CheckContext) -> Verdict:
+    """Does the suite get as far as the checks' own attack on the images chosen?"""
+    worst = context.worst_at_eps
+    if worst is None or not math.isclose(parse_eps(worst.eps), context.eps, rel_tol=1e-6):
+        return skipped("There is no worst case at the radius at which the checks attack.")
+    own = context.reference.found.values
+    reached = context.as_scores(torch.from_numpy(worst.scores[context.chosen]).to(own.device))
+    gap = context.auroc(reached) - context.auroc(own)
+    gain = (own - reached) / _range(context, worst.scores)
+    share = float((gain > _CLEARLY).float().mean())
+    steps = len(context.reference.trace)
+    if gap > context.tolerance:
+        return Verdict(
+            "FAIL",
+            gap,
+            context.tolerance,
+            f"A single attack of {steps} steps gets an AUROC lower by {gap:.3f} than the worst "
+            "case of the whole suite on the same images: the suite is too weak for its numbers to "
+            "mean anything.",
+        )
+    return at_most(
+        share,
+        _BY_CHANCE,
+        f"The suite finds what a single attack of {steps} steps finds, and that attack has "
+        "converged.",
+        f"A single attack of {steps} steps finds clearly worse than the whole suite on "
+        f"{share:.0%} of the images tried: the suite is too weak, give it more attacks and steps.",
+        otherwise="FAIL" if share > _WEAK else "WARN",
+    )
+
+
+def _range(context: CheckContext, attacked: np.ndarray) -> float:
+    """The range of clean or of attacked scores, whichever is wider.
+
+    Where attacks move scores far, chance moves them by more than a share of the clean range.
+    """
+    return max(context.spread, float(np.ptp(attacked)))
+
+
+def _rising_members(context: CheckContext) -> dict[str, float]:
+    """By attack on the score, how far its AUROC rises from one radius to the next; rises only."""
+    curves: dict[str, dict[float, float]] = {}
+    for entry in context.attacked:
+        if entry.kind in GRADIENT and entry.objective in DETECTION:
+            value = auroc(entry.scored.scores, context.test.labels)
+            curves.setdefault(entry.attack, {})[parse_eps(entry.eps)] = value
+    rises = {
+        name: max(
+            (curve[after] - curve[before] for before, after in pairwise(sorted(curve))), default=0.0
+        )
+        for name, curve in curves.items()
+    }
+    return {name: rise for name, rise in rises.items() if rise > _HALF_A_POINT}
 
 
 def _worst_scores(found: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
@@ -285,12 +367,8 @@ def _against_gradients(
 def _sides(context: CheckContext, kind: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Scores at ``eps`` of the attacks of one kind, and of those by gradients."""
     entries = context.attacked_at_eps
-    ours = [entry.scored.scores for entry in entries if attack_kind(entry.attack) == kind]
-    gradient = [
-        entry.scored.scores
-        for entry in entries
-        if attack_kind(entry.attack) not in (*GRADIENTLESS, "legacy")
-    ]
+    ours = [entry.scored.scores for entry in entries if entry.kind == kind]
+    gradient = [entry.scored.scores for entry in entries if entry.kind in GRADIENT]
     return ours, gradient
 
 
@@ -321,26 +399,3 @@ def _neighbour(context: CheckContext) -> Detector:
         for parameter in copy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter) * parameter.std(correction=0))
     return copy
-
-
-def _universal(context: CheckContext) -> Attempt:
-    """One perturbation for each class, made on all chosen images of it by their mean gradient."""
-    batch, recorded = context.batch, []
-    for label in (False, True):
-        members = batch.labels == label
-        part = Batch(batch.images[members], batch.labels[members], batch.masks[members])
-        recorded.append(context.attempt(_Shared(image_score, steps=20), batch=part))
-    return Attempt(
-        torch.cat([each.images for each in recorded]), torch.cat([each.values for each in recorded])
-    )
-
-
-class _Shared(PGD):
-    """PGD on the mean over the batch: the same step for all images."""
-
-    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
-        return images
-
-    def normalise(self, gradient: Tensor, attacked: Tensor, stride: float | Tensor) -> Tensor:
-        shared = gradient.mean(0, keepdim=True).expand_as(gradient)
-        return super().normalise(shared, attacked, stride)

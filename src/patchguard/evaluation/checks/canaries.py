@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from patchguard.attacks.apgd import APGD
 from patchguard.attacks.objectives import image_score
 from patchguard.evaluation.canaries import CANARIES, Linear, specimens, weights
@@ -63,5 +61,5 @@ def _distance_from_closed_form(context: CheckContext) -> float:
     assert isinstance(linear, Linear)
     exact = linear.worst_scores(batch.images, batch.labels, context.eps)
     values = context.attempt(APGD(image_score, steps=50)).values
-    scores = torch.where(batch.labels, -values, values)
+    scores = context.as_scores(values)
     return float((scores - exact).abs().max())

@@ -24,8 +24,9 @@ from patchguard.evaluation.test_set import TestSet
 Effort = Literal["quick", "full"]
 
 BATCH = 32
-GRADIENTLESS = ("noise", "square", "simba", "nes", "transfer", "universal")
-"""Kinds of attacks that must not be stronger than one that sees this detector's gradients."""
+GRADIENT = ("pgd", "apgd")
+"""Kinds of attacks that see this detector's gradients and keep the best image: no others must be
+stronger."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class CheckContext:
         clean: what the detector says of them; None if nothing was evaluated yet.
         attacked: the attacks of the main linf threat at all radii; empty likewise.
         worst: its worst case at each radius; empty likewise.
+        others: the attacks of all other threats; empty likewise.
         eps: the radius at which checks attack, in pixel space.
         threshold: the calibrated one, if any.
         twin_auroc: worst-case image AUROC at ``eps`` of the undefended twin, if there is one.
@@ -75,8 +77,9 @@ class CheckContext:
         captured: the test images [H, W, 3] in [0, 1] before they were resized, in their order.
         provenance: what was recorded: ``weights_sha256``, ``data_sha256``, ``versions``,
             ``seed``, ``seeds`` (number of training seeds), ``intervals`` (bootstrap, bool),
-            ``selection_rule`` (how the checkpoint was chosen) and ``mask_protocol`` (``native``
-            or the name of another).
+            ``selected_on_test`` (whether test images had a part in the choice of the checkpoint,
+            bool), ``selection_rule`` (that choice in words) and ``mask_protocol`` (``native`` or
+            the name of another).
         seed: of all random draws.
         effort: ``quick`` looks at fewer images for fewer steps.
     """
@@ -86,6 +89,7 @@ class CheckContext:
     clean: Scored | None = None
     attacked: Sequence[Attacked] = ()
     worst: Sequence[Worst] = ()
+    others: Sequence[Attacked] = ()
     eps: float = 4 / 255
     threshold: float | None = None
     twin_auroc: float | None = None
@@ -173,7 +177,6 @@ class CheckContext:
         attack: Attack,
         *,
         eps: float | None = None,
-        batch: Batch | None = None,
         on: Detector | None = None,
     ) -> Attempt:
         """Attack the chosen images; what is found is scored anew, by this detector.
@@ -181,10 +184,9 @@ class CheckContext:
         Args:
             attack: with its settings.
             eps: radius; that of the context when absent.
-            batch: images to attack; the chosen ones when absent.
             on: detector to attack; that of the context when absent.
         """
-        batch = batch or self.batch
+        batch = self.batch
         (images,) = attack(
             on or self.detector,
             batch.images,
@@ -194,11 +196,15 @@ class CheckContext:
             generator=self.generator(),
         )
         scores = torch.from_numpy(self.scores(images)).to(batch.labels.device)
-        return Attempt(images, torch.where(batch.labels, -scores, scores))
+        return Attempt(images, self.as_scores(scores))
 
     def auroc(self, values: Tensor) -> float:
         """Image AUROC of the chosen images from the attacker's values [B]; a tie is half a win."""
-        return auroc(torch.where(self.batch.labels, -values, values), self.batch.labels)
+        return auroc(self.as_scores(values), self.batch.labels)
+
+    def as_scores(self, values: Tensor) -> Tensor:
+        """Scores [..., B] of the chosen images from the attacker's values, or the other way."""
+        return torch.where(self.batch.labels, -values, values)
 
     @property
     def tolerance(self) -> float:
@@ -223,11 +229,6 @@ class Recorder:
 def auroc(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
     """Image AUROC of scores [N] against labels [N]; nan when a class is absent."""
     return image_metrics(_array(scores), _array(labels)).auroc
-
-
-def attack_kind(name: str) -> str:
-    """The kind of an attack from its name in a suite: ``square`` of ``square score``."""
-    return name.split()[0]
 
 
 @contextmanager

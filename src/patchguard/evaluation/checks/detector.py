@@ -91,7 +91,7 @@ def determinism(context: CheckContext) -> Verdict:
         _SAME,
         "The same image always gets the same score.",
         "Scores change from one look at an image to the next: average attacks over the "
-        "randomness (EOT, 20 looks) before you believe the robustness.",
+        "randomness (--evaluation.looks 20) before you believe the robustness.",
         otherwise="WARN",
     )
 

@@ -11,17 +11,21 @@ from torch import Tensor
 
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
+from patchguard.attacks.suite import LEGACY
 from patchguard.attacks.transfer import Resized
-from patchguard.config import parse_eps
+from patchguard.config import parse_eps, parse_size
 from patchguard.detector import device_of, to_tensor
 from patchguard.evaluation.checks.context import CheckContext, auroc
 from patchguard.evaluation.checks.verdict import Verdict, at_most, skipped
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.evaluation.outcome import Worst
 
 _ONE_POINT = 0.01
 _FLOAT32 = 2e-7
 """What float32 leaves uncertain of the difference between two pixel values in [0, 1]."""
+
+_ROUNDING = {"linf": 1e-6, "l2": 1e-5, "l1": 1e-5, "l0": 0.0, "patch": 1e-4}
+"""What it leaves uncertain of the size of a perturbation, as a share of it: sums add up rounding,
+pixels are counted, and the share of an area is that of a square of whole pixels."""
 
 _RECORDED = ("weights_sha256", "data_sha256", "versions", "seed")
 _GROUND_TRUTH = ("mask", "label", "target", "truth", "defect")
@@ -31,11 +35,11 @@ def loss_diversity(context: CheckContext) -> Verdict:
     """S19: the share of images on which another objective clearly beats the image score."""
     entries = context.attacked_at_eps
     labels = context.test.labels
-    plain = [entry.scored.scores for entry in entries if entry.attack.endswith(" score")]
+    plain = [entry.scored.scores for entry in entries if entry.objective == "score"]
     others = {
         entry.attack: entry.scored.scores
         for entry in entries
-        if not entry.attack.endswith(" score") and entry.attack != "legacy"
+        if entry.objective not in ("", "score") and entry.kind != LEGACY
     }
     if not plain or not others:
         return skipped("The suite has not both an attack on the score and one on something else.")
@@ -119,23 +123,36 @@ def capture_resolution(context: CheckContext) -> Verdict:
 
 
 def constraint(context: CheckContext) -> Verdict:
-    """S22: how far an attacked image leaves its ball or the box; NaN counts as far."""
-    excess = [entry.largest - parse_eps(entry.eps) for entry in context.attacked]
-    scores = [entry.scored.scores for entry in context.attacked]
+    """S22: by what share of its size a perturbation exceeds it, beyond rounding; NaN counts.
+
+    Leaving the box [0, 1] counts by how far, in pixel space.
+    """
+    entries = [*context.attacked, *context.others]
+    excess = [_excess(entry.norm, entry.eps, entry.largest) for entry in entries]
+    scores = [entry.scored.scores for entry in entries]
+    norms = [entry.norm for entry in entries]
     for worst in context.worst:
-        excess += _excess(context, worst)
+        images = torch.as_tensor(worst.images)
+        excess.append(_outside_box(images))
+        if worst.norm == "linf":
+            largest = float((images - context.test.images).abs().max())
+            excess.append(_excess(worst.norm, worst.eps, largest))
         scores.append(worst.scores)
+        norms.append(worst.norm)
     if not excess:
-        images = context.reference.found.images.cpu()
-        excess = _outside(images, context.batch.images.cpu(), context.eps)
-        scores = [context.reference.found.values.cpu().numpy()]
+        found = context.reference.found
+        largest = float((found.images - context.batch.images).abs().max())
+        excess = [_outside_box(found.images), _excess("linf", str(context.eps), largest)]
+        scores, norms = [found.values.cpu().numpy()], ["linf"]
     finite = all(np.isfinite(each).all() for each in (context.clean_scores, *scores))
+    threats = f"the threat{'s' * (len(set(norms)) > 1)} {', '.join(dict.fromkeys(norms))}"
     return at_most(
         float(np.max([0.0, *excess])) if finite else math.nan,
-        1e-6 * context.eps + _FLOAT32,
-        "All attacked images lie within the radius and in [0, 1], and all scores are finite.",
-        "Some scores are not finite, or attacked images leave their radius or [0, 1], so the "
-        "worst case is not that of the stated threat.",
+        0.0,
+        f"No perturbation of {threats} is larger than stated, the worst images lie in [0, 1] and "
+        "all scores are finite.",
+        f"Some scores are not finite, a perturbation of {threats} is larger than stated or images "
+        "leave [0, 1], so the worst case is not that of the stated threat.",
     )
 
 
@@ -157,16 +174,16 @@ def ties(context: CheckContext) -> Verdict:
 
 
 def undefended_control(context: CheckContext) -> Verdict:
-    """S24: the worst-case AUROC of a twin that was trained without any defence."""
+    """S24: the AUROC of a twin trained without any defence, under the ``quick`` suite."""
     if context.twin_auroc is None:
         return skipped("There is no undefended twin to try the attacks on.")
     return at_most(
         context.twin_auroc,
         0.05,
-        "The same attacks break an undefended twin completely, so they are strong enough to "
-        "mean something.",
-        "The attacks do not even break an undefended twin, so what they report of this detector "
-        "is too kind.",
+        "The quick suite breaks an undefended twin completely at the same radius, so attacks of "
+        "its kind are strong enough to mean something.",
+        "The quick suite does not even break an undefended twin at the same radius, so what "
+        "attacks of its kind report of this detector is too kind.",
     )
 
 
@@ -203,7 +220,7 @@ def label_leakage(context: CheckContext) -> Verdict:
 
 
 def statistics(context: CheckContext) -> Verdict:
-    """S28: training seeds, images per class, and what it takes to repeat the evaluation."""
+    """S28: training seeds, images per class, intervals, and what it takes to repeat it all."""
     recorded = context.provenance
     missing = [name for name in _RECORDED if recorded.get(name) is None]
     if missing:
@@ -212,6 +229,14 @@ def statistics(context: CheckContext) -> Verdict:
             None,
             None,
             f"Nobody can repeat this evaluation: it does not record {', '.join(missing)}.",
+        )
+    if not recorded.get("intervals"):
+        return Verdict(
+            "WARN",
+            None,
+            None,
+            "The numbers come without intervals over the images, so nobody can tell a difference "
+            "from chance.",
         )
     fewest = int(np.bincount(context.test.labels.astype(int), minlength=2).min())
     if fewest < 10:
@@ -266,26 +291,28 @@ def masks(context: CheckContext) -> Verdict:
 
 
 def selection(context: CheckContext) -> Verdict:
-    """S30: how the checkpoint was chosen."""
+    """S30: did the test images have a part in the choice of the checkpoint?"""
+    on_test = context.provenance.get("selected_on_test")
     rule = context.provenance.get("selection_rule")
-    if rule is None:
+    quoted = f": {rule}" if rule else ""
+    if on_test is None:
         return Verdict(
             "WARN",
             None,
             None,
-            "It is not recorded how the checkpoint was chosen; if on the test images, all "
-            "numbers are too good.",
+            "It is not recorded whether the checkpoint was chosen on the test images; if it was, "
+            "all numbers are too good.",
         )
-    if "test" in str(rule).lower():
+    if on_test:
         return Verdict(
             "FAIL",
             None,
             None,
-            f"The checkpoint was chosen by {rule!r}, on the images it is judged by, so all "
-            "numbers are too good.",
+            "The checkpoint was chosen on the images it is judged by, so all numbers are too "
+            f"good{quoted}.",
         )
     return Verdict(
-        "PASS", None, None, f"The checkpoint was chosen without the test images: {rule}."
+        "PASS", None, None, f"The checkpoint was chosen without the test images{quoted}."
     )
 
 
@@ -309,22 +336,23 @@ def _deployed(context: CheckContext, images: Tensor) -> np.ndarray:
     return np.array([context.deployed(image.permute(1, 2, 0).numpy()) for image in images])
 
 
-def _excess(context: CheckContext, worst: Worst) -> list[float]:
-    images = torch.as_tensor(worst.images)
-    eps = parse_eps(worst.eps) if worst.norm == "linf" else float("inf")
-    return _outside(images, context.test.images, eps)
+def _excess(norm: str, eps: str, largest: float) -> float:
+    """By what share of its size a perturbation exceeds it beyond rounding; NaN for NaN."""
+    size = parse_size(norm, eps)
+    allowed = _ROUNDING[norm] * size + (_FLOAT32 if norm == "linf" else 0.0)
+    return float(np.maximum(0.0, largest - size - allowed)) / size
 
 
-def _outside(images: Tensor, clean: Tensor, eps: float) -> list[float]:
-    """How far images leave the linf ball, and the box on each side; NaN for a pixel that is."""
-    change = float((images - clean).abs().max())
-    return [change - eps, -float(images.min()), float(images.max()) - 1]
+def _outside_box(images: Tensor) -> float:
+    """How far images leave [0, 1] beyond rounding; NaN for a pixel that is."""
+    farthest = torch.maximum(-images.min(), images.max() - 1)
+    return float((farthest - _FLOAT32).clamp_min(0))
 
 
 def _legacy(context: CheckContext) -> str:
     """Whether the published attack found the worst case anywhere, in words."""
     worst = context.worst_at_eps
-    tried = any(entry.attack == "legacy" for entry in context.attacked)
-    if worst is None or not tried or "legacy" in worst.winners:
+    published = {entry.attack for entry in context.attacked if entry.kind == LEGACY}
+    if worst is None or not published or published & set(worst.winners):
         return ""
     return "; the published attack finds it nowhere"
