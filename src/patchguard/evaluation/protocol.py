@@ -145,7 +145,8 @@ def evaluate_detector(
     if config.images is not None:
         test = test.subset(config.images, seed)
     if config.looks > 1:
-        detector = Averaged(detector, config.looks).eval()
+        detector = Averaged(detector, config.looks)
+        torch.manual_seed(seed)
     clean = score_images(detector, test.images, config.batch_size)
     if not np.isfinite(clean.scores).all() or not np.isfinite(clean.maps).all():
         raise PatchGuardError("the detector returns NaN or infinity for clean test images")
