@@ -149,7 +149,8 @@ def test_the_reach_gains_what_is_asked_for_with_the_shortest_step(
                 pushed = rival + ball.step(gradient[one], rival, size)
                 rival = ball.project(pushed, images[one], size)
             rivals = ((rival - images[one]) * gradient[one]).double().sum()
-            torch.testing.assert_close(gained[index], rivals, rtol=1e-4, atol=0)
+            # The smallest radius here is 6e-4, of which linf gives 2^-24 away to rounding.
+            torch.testing.assert_close(gained[index], rivals, rtol=2e-4, atol=0)
 
 
 @BALL

@@ -70,6 +70,10 @@ class NormBall(Ball, Protocol):
         ...
 
 
+ROUNDING = 2.0**-24
+"""Most by which float32 rounds a sum in [0, 1], with room for that of its difference."""
+
+
 class Linf:
     """Every value of every pixel changes by at most eps."""
 
@@ -85,10 +89,9 @@ class Linf:
         return stride * gradient.sign()
 
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
-        inside = torch.minimum(torch.maximum(attacked, images - eps), images + eps).clamp_(0, 1)
-        # Where images ± eps is rounded away from the images.
-        too_far = (inside - images).abs_() > eps
-        return torch.where(too_far, torch.nextafter(inside, images), inside)
+        # Less what images ± eps may be rounded away from the images.
+        reach = max(eps - ROUNDING, 0.0)
+        return torch.minimum(torch.maximum(attacked, images - reach), images + reach).clamp_(0, 1)
 
     def size(self, perturbation: Tensor) -> Tensor:
         return perturbation.abs().flatten(1).amax(1)
