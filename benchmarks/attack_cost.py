@@ -107,7 +107,7 @@ def main() -> None:
     detector = patchguard.load(arguments.run)
     tree = scan_test(arguments.data)
     test = labelled_images(tree.test, detector.image_size, tree.has_masks)
-    test = test.subset(arguments.images, seed=0)
+    test = test.subset(arguments.images)
     print(
         f"{arguments.data.name}, {len(test.names)} images of {detector.image_size} px, batches of "
         f"{arguments.batch_size}, {arguments.threads} threads, seed 0, torch {version('torch')}, "

@@ -165,6 +165,8 @@ def evaluate(
     test = evaluating.labelled(tree, found.image_size, _tell)
     folder = Path(detector)
     if (folder / CONFIG).exists():
+        if out is not None:
+            raise PatchGuardError(f"--out {out}: the results of a run folder go into {folder}")
         twin = folder / evaluating.TWIN
         if twin.exists() and not (twin / MANIFEST).exists():
             _tell(f"{twin} is unfinished and left out")
@@ -231,6 +233,7 @@ def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html"
     found = sorted(Path(cards).rglob(CARD))
     if not found:
         raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     path = render_leaderboard(found, Path(out))
     _tell(f"leaderboard: {path}")
     return path

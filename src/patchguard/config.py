@@ -286,7 +286,8 @@ class EvaluationConfig:
         suite: quick, standard, full, legacy, multi-norm or a YAML file.
         eps: sizes of the suite's first threat, in place of its own.
         all_checks: run the slow self-checks too.
-        images: attack only that many test images, the same share of each kind; all when absent.
+        images: attack only about that many test images, the same share, but at least one, of each
+            kind; all when absent.
         looks: of a detector that is random by design, the mean of that many looks is attacked and
             judged (expectation over transformation); 1 for all others.
         batch_size: images attacked at once by each worker.

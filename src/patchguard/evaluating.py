@@ -263,7 +263,7 @@ def _protocol(
     suite = suite_of(config)
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
     if config.images is not None:
-        test = test.subset(config.images, seed)
+        test = test.subset(config.images)
     anomalous = int(test.labels.sum())
     default = PGD(image_score).steps
     steps = {"legacy_steps": legacy[0].settings.get("steps", default)} if legacy else {}
@@ -292,9 +292,10 @@ def _protocol(
 def _suite_name(config: EvaluationConfig, suite: Suite) -> str:
     """Its name, with a digest of its threats where they are not those of a built-in suite."""
     name = Path(config.suite).stem
-    if (SUITES / f"{name}.yaml").exists() and load_suite(name).threats == suite.threats:
-        return name
-    return f"{name}, altered ({digest([asdict(threat) for threat in suite.threats])[:8]})"
+    own = digest([asdict(threat) for threat in suite.threats])[:8]
+    if not (SUITES / f"{name}.yaml").exists():
+        return f"{name} ({own})"
+    return name if load_suite(name).threats == suite.threats else f"{name}, altered ({own})"
 
 
 def _told(member: Member) -> str:

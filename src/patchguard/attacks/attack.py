@@ -184,7 +184,7 @@ class Attack:
         if not eps or list(eps) != sorted(eps):
             raise PatchGuardError(f"the radii of an attack must ascend: {list(eps)} do not")
         results: list[Tensor] = []
-        problem = Problem(detector, images, labels, masks, self.objective, self.judge)
+        problem = Problem(detector, images, labels.bool(), masks, self.objective, self.judge)
         with attackable(detector, self.eval_mode):
             best = Best(images)
             if self.keep_best:

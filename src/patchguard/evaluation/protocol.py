@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -143,7 +144,7 @@ def evaluate_detector(
     suite, known = suite_of(config), known or Surroundings()
     torch.backends.cudnn.allow_tf32 = False
     if config.images is not None:
-        test = test.subset(config.images, seed)
+        test = test.subset(config.images)
     if config.looks > 1:
         detector = Averaged(detector, config.looks)
         torch.manual_seed(seed)
@@ -153,7 +154,7 @@ def evaluate_detector(
     with ExitStack() as stack:
         root = cache or Path(stack.enter_context(TemporaryDirectory()))
         store = stack.enter_context(
-            Store(root, _fingerprint(detector, test, suite, config, known, seed))
+            Store(root, _fingerprint(detector, test, clean, suite, config, known, seed))
         )
         campaign = Campaign(
             detector,
@@ -173,16 +174,21 @@ def evaluate_detector(
 def _fingerprint(
     detector: Detector,
     test: TestSet,
+    clean: Scored,
     suite: Suite,
     config: EvaluationConfig,
     known: Surroundings,
     seed: int,
 ) -> str:
-    """Of everything that decides what attacks find, the attacks' own code included."""
+    """Of everything that decides what attacks find, the attacks' own code included.
+
+    What the detector says of the clean images stands for all that its tensors do not show.
+    """
     sources = {name: detector_digest(source) for name, source in known.sources.items()}
     decides = [asdict(suite)["threats"], suite.minimal_eps, config.batch_size, config.looks, seed]
+    answers = hashlib.sha256(clean.scores.tobytes() + clean.maps.tobytes()).hexdigest()
     found = [known.identity, known.threshold, detector_digest(detector), images_digest(test)]
-    return digest([code_digest(), str(torch.__version__), sources, *decides, *found])
+    return digest([code_digest(), str(torch.__version__), sources, *decides, *found, answers])
 
 
 class _Findings:

@@ -26,7 +26,7 @@ class Loaded:
     Attributes:
         detector: in eval mode, on the CPU.
         image_size: side in pixels of the square images it takes.
-        name: of the run folder, of anomalib's model, or of the user's function.
+        name: of the run folder, of anomalib's model, or of the user's file and function.
         kind: ``patchguard``, ``anomalib`` or ``python``.
         threshold: on its raw scores, from held-out normals; None where there is no calibration.
         sha256: hex digest of the file of weights; of a user's own detector, of the Python file
@@ -113,7 +113,8 @@ def _from_python(path: Path, function: str) -> Loaded:
     for name, tensor in sorted(detector.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return Loaded(detector.eval(), size, function, "python", None, digest.hexdigest())
+    name = f"{path.stem}-{function}"
+    return Loaded(detector.eval(), size, name, "python", None, digest.hexdigest())
 
 
 def _made(path: Path, function: str) -> Any:
