@@ -71,7 +71,8 @@ def test_a_detector_of_the_user_whose_file_imports_its_neighbour(file: Path) -> 
     loaded = load_detector(f"{file}:Brightness")
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.detector(images).score, 2 * images.mean((1, 2, 3)))
-    assert (loaded.kind, loaded.name, loaded.image_size) == ("python", f"{file.stem}-Brightness", 32)
+    name = f"{file.stem}-Brightness"
+    assert (loaded.kind, loaded.name, loaded.image_size) == ("python", name, 32)
     assert loaded.threshold is None
     assert not loaded.detector.training
 
