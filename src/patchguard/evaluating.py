@@ -18,14 +18,19 @@ from patchguard import __version__
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.suite import LEGACY, Member, members
-from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite, parse_size
+from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite
 from patchguard.data.folder import ImageFolder
 from patchguard.deploy.predict import Predictor, load_calibrated
 from patchguard.detector import Detector, device
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.evaluation.card import headline, read_card, robustness_card, write_card
+from patchguard.evaluation.card import (
+    headline,
+    headline_eps,
+    read_card,
+    robustness_card,
+    write_card,
+)
 from patchguard.evaluation.protocol import (
-    CHECK_EPS,
     WORST,
     Evaluation,
     Surroundings,
@@ -191,7 +196,7 @@ def evaluate_into(
             f"interrupted; finished attacks are kept in {folder / CACHE}: give the same command "
             "again to go on (fit: with --resume)"
         ) from None
-    protocol = _protocol(test, test_name, config, data, seed)
+    protocol = _protocol(evaluation.test, test_name, config, data, seed)
     protocol["seconds"] = round(time.monotonic() - began, 1)
     metrics = {"protocol": protocol, **evaluation.summary}
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
@@ -262,8 +267,6 @@ def _protocol(
 ) -> dict[str, Any]:
     suite = suite_of(config)
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
-    if config.images is not None:
-        test = test.subset(config.images)
     anomalous = int(test.labels.sum())
     default = PGD(image_score).steps
     steps = {"legacy_steps": legacy[0].settings.get("steps", default)} if legacy else {}
@@ -312,10 +315,8 @@ def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> No
     test = evaluation.test
     chosen = [test.kinds.index(kind) for kind in sorted(set(test.kinds))][:8]
     norm = evaluation.worst[0].norm
-    worst = min(
-        (entry for entry in evaluation.worst if entry.norm == norm),
-        key=lambda found: abs(parse_size(norm, found.eps) - CHECK_EPS),
-    )
+    by_eps = {entry.eps: entry for entry in evaluation.worst if entry.norm == norm}
+    worst = by_eps[headline_eps(norm, list(by_eps))]
     attacked = score_images(detector, worst.images[chosen], len(chosen))
 
     def pictures(images: torch.Tensor) -> np.ndarray:

@@ -264,7 +264,11 @@ def test_no_weaker_than_other_libraries_on_any_image(name: str) -> None:
 
 
 def test_no_weaker_than_other_libraries_in_l1() -> None:
-    """Which values to change is a combinatorial choice: either may be luckier with an image."""
+    """Which values to change is a combinatorial choice: either may be luckier with an image.
+
+    It holds the level on one network, chosen as one where ours is ahead on average. With the mean
+    of 64 patches as score ours was 0.1 to 0.4 % behind: this is no proof of being no weaker.
+    """
 
     def rival(network: nn.Module, images: Tensor, normal: Tensor, eps: float) -> Tensor:
         return adv_lib_apgd(network, images, normal, eps, 1, loss_function="ce", best_loss=True)

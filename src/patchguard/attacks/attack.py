@@ -50,12 +50,8 @@ class Problem:
 
     @torch.no_grad()
     def judged(self, attacked: Tensor) -> Tensor:
-        """The true value [B] of attacked images.
-
-        Raises:
-            PatchGuardError: a value is NaN.
-        """
-        return self._judge(self.detector.inspect(attacked))
+        """The true value [B] of attacked images."""
+        return self._of(self.judge, self.detector.inspect(attacked), 1.0)
 
     def gradient(self, attacked: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient [B, 3, H, W] of the objective, its value [B], and the true value [B].
@@ -69,7 +65,6 @@ class Problem:
 
         Raises:
             NotDifferentiable: the outputs are cut off from the images.
-            PatchGuardError: a true value is NaN.
         """
         attacked = attacked.detach().requires_grad_()
         seen = self.detector.inspect(attacked)
@@ -83,25 +78,12 @@ class Problem:
         )
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         if self.judge is self.objective:
-            return gradient, value.detach(), _a_number(value.detach())
+            return gradient, value.detach(), value.detach()
         with torch.no_grad():
-            return gradient, value.detach(), self._judge(seen)
-
-    def _judge(self, seen: Inspection) -> Tensor:
-        return _a_number(self._of(self.judge, seen, 1.0))
+            return gradient, value.detach(), self._of(self.judge, seen, 1.0)
 
     def _of(self, objective: Objective, seen: Inspection, progress: float) -> Tensor:
         return objective(seen, self.labels, self.masks, progress)
-
-
-def _a_number(values: Tensor) -> Tensor:
-    """The same values; none is NaN, which would compare as no better and so look robust."""
-    if values.isnan().any():
-        raise PatchGuardError(
-            "the detector returned NaN for an attacked image: it cannot be evaluated before that "
-            "is mended"
-        )
-    return values
 
 
 class Best:
@@ -112,6 +94,16 @@ class Best:
         self.values = torch.full((len(images),), -torch.inf, device=images.device)
 
     def update(self, images: Tensor, values: Tensor) -> None:
+        """Take over the images with larger values.
+
+        Raises:
+            PatchGuardError: a value is NaN, which would compare as no better and so look robust.
+        """
+        if values.isnan().any():
+            raise PatchGuardError(
+                "the detector returned NaN for an attacked image: it cannot be evaluated before "
+                "that is mended"
+            )
         better = values > self.values
         self.images = torch.where(better[:, None, None, None], images, self.images)
         self.values = torch.where(better, values, self.values)

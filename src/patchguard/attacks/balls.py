@@ -204,6 +204,16 @@ def _room(direction: Tensor, images: Tensor) -> Tensor:
     return torch.where(direction > 0, 1 - images, images)
 
 
+def to_the_end(gradient: Tensor, attacked: Tensor) -> Tensor:
+    """The step to the end of the box along which a linear function with this gradient grows."""
+    return gradient.sign() * _room(gradient, attacked)
+
+
+def kept_worth(attacked: Tensor, images: Tensor, inside: Tensor) -> Tensor:
+    """What keeping a pixel, moved ``inside`` the box, saves of the squared distance: [B, H, W]."""
+    return ((attacked - images) ** 2 - (attacked - inside) ** 2).sum(1)
+
+
 def movable(direction: Tensor, images: Tensor) -> Tensor:
     """Where a value is not yet, up to rounding, at the end of the box in this direction."""
     return _room(direction, images) > _AT_THE_END

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
+from patchguard.attacks.balls import kept_worth, to_the_end
 from patchguard.attacks.objectives import Objective
 from patchguard.attacks.square import square_at, squares
 
@@ -35,7 +36,7 @@ class Patch:
     def step(self, gradient: Tensor, attacked: Tensor, stride: float | Tensor) -> Tensor:
         """The square of area ``stride`` where a linear function has most to gain, to the end of
         the box."""
-        change = torch.where(gradient > 0, 1 - attacked, -attacked) * (gradient != 0)
+        change = to_the_end(gradient, attacked)
         gains = (gradient * change).sum(1)
         areas = torch.as_tensor(stride).flatten().expand(len(gains)).tolist()
         windows = [self.window(gain[None], area) for gain, area in zip(gains, areas, strict=True)]
@@ -43,9 +44,8 @@ class Patch:
 
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
         inside = attacked.clamp(0, 1)
-        # What keeping a pixel saves of the squared distance.
-        saved = (attacked - images) ** 2 - (attacked - inside) ** 2
-        return torch.where(self.window(saved.sum(1), eps), inside, images)
+        worth = kept_worth(attacked, images, inside)
+        return torch.where(self.window(worth, eps), inside, images)
 
     def size(self, perturbation: Tensor) -> Tensor:
         """Area of the smallest square around all that changes, as a share of the image."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
+from patchguard.attacks.balls import kept_worth, to_the_end
 from patchguard.attacks.objectives import Objective
 
 
@@ -27,14 +28,12 @@ class L0:
 
     def step(self, gradient: Tensor, attacked: Tensor, stride: float | Tensor) -> Tensor:
         """The ``stride`` pixels where a linear function has most to gain, to the end of the box."""
-        change = torch.where(gradient > 0, 1 - attacked, -attacked) * (gradient != 0)
+        change = to_the_end(gradient, attacked)
         return change * _largest((gradient * change).sum(1), stride)
 
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
         inside = attacked.clamp(0, 1)
-        # What keeping a pixel saves of the squared distance.
-        saved = (attacked - images) ** 2 - (attacked - inside) ** 2
-        return torch.where(_largest(saved.sum(1), eps), inside, images)
+        return torch.where(_largest(kept_worth(attacked, images, inside), eps), inside, images)
 
     def size(self, perturbation: Tensor) -> Tensor:
         """The number of pixels that change."""

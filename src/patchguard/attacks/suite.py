@@ -60,7 +60,7 @@ class Member:
         settings: settings of the attack.
         starts: names in :data:`~patchguard.attacks.starts.STARTS`; the attack's own when empty.
         rounds: how often the objective's statistics are estimated anew, from the maps of the round
-            before; the last round counts.
+            before; each round is a result of its own.
         source: the detector that a transfer attack is made on.
     """
 

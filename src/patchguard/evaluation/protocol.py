@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from patchguard.evaluation.bootstrap import (
     rate_intervals,
 )
 from patchguard.evaluation.campaign import Campaign
+from patchguard.evaluation.card import HEADLINE_EPS, headline_eps
 from patchguard.evaluation.checks import Check, CheckContext, run_checks
 from patchguard.evaluation.metrics import image_metrics, rates_at
 from patchguard.evaluation.outcome import Scored, Worst
@@ -42,8 +44,6 @@ from patchguard.evaluation.threat import ThreatResult, run_threat
 
 WORST = "worst"
 SEVERITIES = (1, 3, 5)
-CHECK_EPS = 4 / 255
-"""Checks attack at the radius of the suite that is nearest to this."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,16 @@ class _Findings:
         self.campaign, self.suite, self.known = campaign, suite, known
         self.test, self.clean, self.seed = campaign.test, campaign.clean, campaign.seed
         self.advance = advance
-        self.results = [self._attack(threat) for threat in suite.threats]
-        self.worst = tuple(worst for result in self.results for worst in result.worst)
+
+    @cached_property
+    def results(self) -> list[ThreatResult]:
+        """What the attacks of each threat found; they run when this is first asked for."""
+        return [self._attack(threat) for threat in self.suite.threats]
+
+    @property
+    def worst(self) -> tuple[Worst, ...]:
+        """The worst case of each threat at each radius."""
+        return tuple(worst for result in self.results for worst in result.worst)
 
     def summary(self) -> dict[str, Any]:
         """What ``metrics.json`` holds besides the protocol."""
@@ -358,7 +366,7 @@ class _Findings:
 
     def _checks(self) -> list[Check]:
         threat, result = self.suite.threats[0], self.results[0]
-        nearest = min(threat.eps, key=lambda eps: abs(parse_size(threat.norm, eps) - CHECK_EPS))
+        nearest = headline_eps(threat.norm, threat.eps)
         linf = threat.norm == "linf"
         context = CheckContext(
             detector=self.campaign.detector,
@@ -369,7 +377,7 @@ class _Findings:
                 entry for other in self.results[1 if linf else 0 :] for entry in other.attacked
             ],
             worst=result.worst if linf else (),
-            eps=parse_size(threat.norm, nearest) if linf else CHECK_EPS,
+            eps=parse_size(threat.norm, nearest) if linf else HEADLINE_EPS,
             threshold=self.known.threshold,
             twin_auroc=self.known.twin_auroc.get(nearest),
             deployed=self.known.deployed,

@@ -22,6 +22,7 @@ from patchguard.detector import Detector
 from patchguard.evaluation.checks.context import GRADIENT, CheckContext, Recorder, auroc
 from patchguard.evaluation.checks.verdict import Verdict, at_most, skipped
 from patchguard.evaluation.metrics import pixel_metrics
+from patchguard.evaluation.worst_case import worst_scores
 
 _CLEARLY = 0.01
 """A difference of scores counts from this share of their range on."""
@@ -320,8 +321,7 @@ def _rising_members(context: CheckContext) -> dict[str, float]:
 
 
 def _worst_scores(found: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    worst: np.ndarray = np.where(labels, np.min(found, axis=0), np.max(found, axis=0))
-    return worst
+    return worst_scores(np.stack(found), labels)[0]
 
 
 def _broken_at(context: CheckContext) -> str:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from patchguard.attacks.apgd import APGD
-from patchguard.attacks.attack import Attack, attackable
+from patchguard.attacks.attack import Attack
 from patchguard.attacks.objectives import image_score
 from patchguard.config import parse_eps
 from patchguard.detector import Detector, Inspection, device_of
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.evaluation.outcome import Attacked, Scored, Worst
+from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.test_set import TestSet
 
 Effort = Literal["quick", "full"]
@@ -167,10 +168,7 @@ class CheckContext:
 
     def scores(self, images: Tensor) -> np.ndarray:
         """Scores [N] of images [N, 3, H, W], in eval mode."""
-        device = device_of(self.detector)
-        with attackable(self.detector), torch.no_grad():
-            found = [self.detector(part.to(device)).score for part in torch.split(images, BATCH)]
-        return torch.cat(found).float().cpu().numpy()
+        return score_images(self.detector, images, BATCH).scores
 
     def attempt(
         self,
