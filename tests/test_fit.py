@@ -352,7 +352,8 @@ def test_a_detector_of_ones_own_is_evaluated_into_a_folder_and_a_leaderboard(
         "bright.image_size = 32\n\ndef make():\n    return bright\n"
     )
     out = tmp_path / "cards" / "mine"
-    arguments = ["evaluate", f"{source}:make", str(tree), "--out", str(out)]
+    arguments = ["evaluate", f"{source}:make", str(tree), "--out", str(out), "--strict", "true"]
+    arguments += ["--evaluation.eps", "4/255"]
     assert cli.main([*arguments, "--evaluation.suite", tiny_evaluation.suite]) == 0
     shutil.copytree(run, tmp_path / "cards" / "run")
     page = tmp_path / "board.html"

@@ -270,7 +270,10 @@ def _usage(name: str, function: Callable[..., None]) -> str:
 
 def _expanded(argv: list[str]) -> list[str]:
     """Bare flags get a value, and names of recipes become files."""
-    words = [f"{word}=true" if word in FLAGS else word for word in argv]
+    words = [
+        f"{word}=true" if word in FLAGS and after not in ("true", "false") else word
+        for word, after in zip(argv, [*argv[1:], ""], strict=True)
+    ]
     for place, word in enumerate(words):
         if word.startswith("--recipe="):
             words[place] = f"--recipe={recipe_path(word.removeprefix('--recipe='))}"

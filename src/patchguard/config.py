@@ -284,7 +284,7 @@ class EvaluationConfig:
 
     Args:
         suite: quick, standard, full, legacy, multi-norm or a YAML file.
-        eps: sizes of the suite's first threat, in place of its own.
+        eps: sizes of the suite's first threat, one or a list, in place of its own.
         all_checks: run the slow self-checks too.
         images: attack only about that many test images, the same share, but at least one, of each
             kind; all when absent.
@@ -294,7 +294,7 @@ class EvaluationConfig:
     """
 
     suite: str = "quick"
-    eps: list[str] | None = None
+    eps: list[str] | str | None = None
     all_checks: bool = False
     images: int | None = None
     looks: int = 1

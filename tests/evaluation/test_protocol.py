@@ -18,7 +18,7 @@ from patchguard.detector import Detection, Detector
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation import threat
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.evaluation.protocol import Evaluation, Surroundings, evaluate_detector
+from patchguard.evaluation.protocol import Evaluation, Surroundings, evaluate_detector, suite_of
 from patchguard.evaluation.store import Store
 from patchguard.evaluation.test_set import TestSet
 from patchguard.integrations.function import FunctionDetector
@@ -230,6 +230,11 @@ def test_a_subset_keeps_every_kind(test_set: TestSet, config: EvaluationConfig) 
 def test_a_suite_that_is_not_there_is_named(test_set: TestSet) -> None:
     with pytest.raises(PatchGuardError, match="suite strong: neither a file nor one of full,"):
         evaluate_detector(Net(), test_set, EvaluationConfig(suite="strong"))
+
+
+def test_one_radius_need_not_be_a_list(config: EvaluationConfig) -> None:
+    suite = suite_of(EvaluationConfig(config.suite, eps="4/255"))
+    assert suite.threats[0].eps == ["4/255"]
 
 
 @pytest.mark.parametrize("eps", [["4/255", "4/255"], ["0/255"], ["four"]])

@@ -99,9 +99,10 @@ class APGD(Attack):
         for step in steps:
             gradient, _, judged = problem.gradient(attacked, step / self.steps)
             top.see(attacked, judged, gradient)
-            again = moves.restarts(judged, top)[:, None, None, None]
-            attacked = torch.where(again, top.images, attacked)
-            gradient = torch.where(again, top.gradient, gradient)
+            again = moves.restarts(judged, top)
+            if again.any():
+                attacked = torch.where(again[:, None, None, None], top.images, attacked)
+                gradient = torch.where(again[:, None, None, None], top.gradient, gradient)
             previous, attacked = attacked, moves.move(attacked, previous, gradient)
         top.update(attacked, problem.judged(attacked))
         return top
@@ -169,7 +170,7 @@ class _Halving:
         self.moves += 1
         if self.moves == 1:
             return stepped
-        mixed = attacked + 0.75 * (stepped - attacked) + 0.25 * (attacked - previous)
+        mixed = attacked.lerp(stepped, 0.75).add_(attacked - previous, alpha=0.25)
         return self.attack.project(mixed, self.images, self.eps)
 
 

@@ -91,7 +91,7 @@ class Linf:
     def project(self, attacked: Tensor, images: Tensor, eps: float) -> Tensor:
         # Less what images ± eps may be rounded away from the images.
         reach = max(eps - ROUNDING, 0.0)
-        return torch.minimum(torch.maximum(attacked, images - reach), images + reach).clamp_(0, 1)
+        return torch.clamp(attacked, images - reach, images + reach).clamp_(0, 1)
 
     def size(self, perturbation: Tensor) -> Tensor:
         return perturbation.abs().flatten(1).amax(1)

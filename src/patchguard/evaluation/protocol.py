@@ -88,7 +88,8 @@ def suite_of(config: EvaluationConfig) -> Suite:
     """
     suite = load_suite(config.suite)
     if config.eps:
-        suite.threats[0] = replace(suite.threats[0], eps=config.eps)
+        sizes = [config.eps] if isinstance(config.eps, str) else config.eps
+        suite.threats[0] = replace(suite.threats[0], eps=sizes)
     suite.all_checks |= config.all_checks
     for threat in suite.threats:
         _rehearse(threat)

@@ -9,6 +9,7 @@ is partly anomalous counts in both classes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,16 +45,26 @@ class PixelObjective:
     def __call__(
         self, seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.0
     ) -> Tensor:
-        raised, lowered = self.gains(seen.anomaly_map, progress)
-        anomalous = masks.to(raised.dtype)
-        of_normal = ((1 - anomalous) * raised).mean((1, 2)) / self.normal_fraction
-        of_anomalous = (anomalous * lowered).mean((1, 2)) / self.normal_fraction
+        maps = seen.anomaly_map
+        anomalous = masks.to(maps.dtype)
+        raised = (1 - anomalous) * self.raised(maps, progress)
+        # Few pixels are anomalous: only these are asked what lowering them is worth.
+        at = anomalous.nonzero(as_tuple=True)
+        lowered = torch.zeros_like(maps).index_put(
+            at, anomalous[at] * self.lowered(maps[at], progress)
+        )
+        of_normal = raised.mean((1, 2)) / self.normal_fraction
+        of_anomalous = lowered.mean((1, 2)) / self.normal_fraction
         if math.isinf(self.weight):
             return torch.where(anomalous.amax((1, 2)) > 0, of_anomalous, of_normal)
         return of_normal + self.weight * of_anomalous
 
-    def gains(self, maps: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """What pixels [B, H, W] are worth to the attacker if normal, and if anomalous."""
+    def raised(self, pixels: Tensor, progress: float) -> Tensor:
+        """What normal pixels of any shape are worth to the attacker: increasing in their value."""
+        raise NotImplementedError
+
+    def lowered(self, pixels: Tensor, progress: float) -> Tensor:
+        """What anomalous pixels of any shape are worth to the attacker: decreasing."""
         raise NotImplementedError
 
 
@@ -68,8 +79,11 @@ class PixelMap(PixelObjective):
     def __init__(self, anomalous_fraction: float, *, weight: float | str = "balanced") -> None:
         super().__init__(anomalous_fraction, weight)
 
-    def gains(self, maps: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        return maps, -maps
+    def raised(self, pixels: Tensor, progress: float) -> Tensor:
+        return pixels
+
+    def lowered(self, pixels: Tensor, progress: float) -> Tensor:
+        return -pixels
 
 
 class RankAware(PixelObjective):
@@ -107,8 +121,11 @@ class RankAware(PixelObjective):
         self.of_anomalous = SmoothedCDF(values, anomalous, statistics.threshold, width)
         self.of_normal = SmoothedCDF(values, 1 - anomalous, statistics.threshold, width)
 
-    def gains(self, maps: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        return self.of_anomalous(maps), -self.of_normal(maps)
+    def raised(self, pixels: Tensor, progress: float) -> Tensor:
+        return self.of_anomalous(pixels)
+
+    def lowered(self, pixels: Tensor, progress: float) -> Tensor:
+        return -self.of_normal(pixels)
 
 
 class SmoothedCDF:
@@ -178,12 +195,14 @@ class MarginObjective(PixelObjective):
         self.threshold = statistics.threshold
         self.scale = statistics.scale
 
-    def gains(self, maps: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        margin = (maps - self.threshold) / self.scale
-        return self.loss(margin, progress), self.loss(-margin, progress)
+    def raised(self, pixels: Tensor, progress: float) -> Tensor:
+        return self.loss((pixels - self.threshold) / self.scale, progress)
+
+    def lowered(self, pixels: Tensor, progress: float) -> Tensor:
+        return self.loss((self.threshold - pixels) / self.scale, progress)
 
     def loss(self, margin: Tensor, progress: float) -> Tensor:
-        """Of margins [B, H, W], positive on the wrong side; increasing."""
+        """Of margins of any shape, positive on the wrong side; increasing."""
         raise NotImplementedError
 
 
@@ -225,10 +244,30 @@ class JensenShannon(MarginObjective):
     """
 
     def loss(self, margin: Tensor, progress: float) -> Tensor:
-        # With the probability w of the wrong class, written so that small w keep their gradient.
-        wrong, log_right = margin.sigmoid(), functional.logsigmoid(-margin)
-        of_prediction = (1 - wrong) * log_right + wrong * math.log(2)
-        return (of_prediction - (2 - wrong) * torch.log1p(-wrong / 2)) / 2
+        divergence: Tensor = _Divergence.apply(margin)
+        return divergence
+
+
+class _Divergence(torch.autograd.Function):
+    """Of margins, exact to 1e-7; its derivative in closed form, exact also where it is tiny.
+
+    With the probabilities w of the wrong class and r of the right one the derivative is
+    w r log(1 + 1/r) / 2. Plain logarithms: on a CPU the others take ten times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, margin: Tensor) -> Tensor:
+        wrong, right = margin.sigmoid(), (-margin).sigmoid()
+        ctx.save_for_backward(wrong, right)
+        of_prediction = torch.xlogy(right, right) + wrong * math.log(2)
+        return (of_prediction - (1 + right) * ((1 + right) / 2).log()) / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        wrong, right = ctx.saved_tensors
+        positive = right.clamp_min(torch.finfo(right.dtype).tiny)
+        slope: Tensor = wrong * right * (1 + 1 / positive).log() / 2
+        return gradient * slope
 
 
 class Tsallis(MarginObjective):
