@@ -240,9 +240,11 @@ def their_start(norm: str) -> Start:
     return start
 
 
-def contest(rival: Rival, norm: str, eps: float, count: int) -> tuple[Tensor, Tensor]:
+def contest(
+    rival: Rival, norm: str, eps: float, count: int, highest: int = 16
+) -> tuple[Tensor, Tensor]:
     """What is gained in score by us and by a rival, as fractions of the rival's mean gain."""
-    network = Network(16).eval().requires_grad_(False)
+    network = Network(highest).eval().requires_grad_(False)
     images = torch.rand(count, 3, 16, 16, generator=generator())
     images[:, :, :2], images[:, :, -2:] = 0, 1
     clean = network(images).score
@@ -263,17 +265,20 @@ def test_no_weaker_than_other_libraries_on_any_image(name: str) -> None:
     assert ours.mean() >= theirs.mean() - 1e-5
 
 
-def test_no_weaker_than_other_libraries_in_l1() -> None:
+def test_on_the_whole_no_weaker_than_other_libraries_in_l1() -> None:
     """Which values to change is a combinatorial choice: either may be luckier with an image.
 
-    It holds the level on one network, chosen as one where ours is ahead on average. With the mean
-    of 64 patches as score ours was 0.1 to 0.4 % behind: this is no proof of being no weaker.
+    So this holds the level over scores of few and of many patches, small and large radii: ours is
+    ahead on average and on more images than it is behind, and nowhere far behind.
     """
 
     def rival(network: nn.Module, images: Tensor, normal: Tensor, eps: float) -> Tensor:
         return adv_lib_apgd(network, images, normal, eps, 1, loss_function="ce", best_loss=True)
 
-    ours, theirs = contest(rival, "l1", 20.0, 24)
+    contests = [
+        contest(rival, "l1", eps, 8, highest) for highest in (3, 16, 64) for eps in (5.0, 20.0)
+    ]
+    ours, theirs = (torch.cat(gains) for gains in zip(*contests, strict=True))
     assert ours.mean() >= theirs.mean()
-    assert (ours > theirs).sum() > (theirs > ours).sum()
-    assert (ours >= theirs - 0.1).all()
+    assert (ours > theirs + 1e-4).sum() > (theirs > ours + 1e-4).sum()
+    assert (ours >= theirs - 0.15).all()
