@@ -108,8 +108,12 @@ class ModelConfig:
     """The network.
 
     Args:
-        backbone: ``patchguard_mini`` (built in) or the name of any timm Vision Transformer.
-        weights: ``none``, ``hub`` (timm's pretrained weights) or a local weight file.
+        backbone: ``patchguard_mini``, ``patchguard_mini_8`` (patches of 8 px, for small defects),
+            ``vit_small_convstem`` (ViT-S with a convolutional stem), or the name of any timm
+            Vision Transformer.
+        weights: what the training starts from: ``none``, ``hub`` (timm's pretrained weights), a
+            local weight file of the backbone (for ``vit_small_convstem`` also RobustBench's
+            Singh2023Revisiting_ViT-S-ConvStem), or the folder of a finished run.
         heads: attention heads of the discriminator block.
         hidden: width of the discriminator's MLP.
         dropout: dropout of the discriminator block.
@@ -145,10 +149,14 @@ class InnerAttackConfig:
             patch logits minus that of the anomalous ones, as published.
         eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
         ramp: fraction of the training over which eps grows linearly from 0.
+        spread: each step draws its radius uniformly from (1 - spread) · eps to eps.
         steps: gradient steps.
         step_size: step as a multiple of eps / steps.
         start: radius of the uniform random start as a multiple of eps; 0 starts at the image.
         project: clip the perturbation to eps (off in N-FGSM, whose noise may exceed it).
+        persistent: a normal image starts from where its last attack ended.
+        monitor: steps between looks for catastrophic overfitting of a single-step attack, which
+            becomes PGD-2 where it shows; 0 never looks.
         dropout: leave dropout on inside the attack, as the released code does.
         keep_clean: train on the clean images as well as on the attacked ones.
     """
@@ -156,10 +164,13 @@ class InnerAttackConfig:
     objective: Literal["loss", "legacy"] = "loss"
     eps: str = "8/255"
     ramp: float = 0.8
+    spread: float = 0.0
     steps: int = 1
     step_size: float = 1.0
     start: float = 2.0
     project: bool = False
+    persistent: bool = False
+    monitor: int = 100
     dropout: bool = False
     keep_clean: bool = False
 
@@ -168,6 +179,8 @@ class InnerAttackConfig:
         _require(0 <= self.ramp <= 1, "attack.ramp", self.ramp, "in [0, 1]")
         _require(self.steps >= 1, "attack.steps", self.steps, "at least 1")
         _require(self.start >= 0, "attack.start", self.start, "0 or more")
+        _require(0 <= self.spread <= 1, "attack.spread", self.spread, "in [0, 1]")
+        _require(self.monitor >= 0, "attack.monitor", self.monitor, "0 or more")
 
 
 @dataclass
@@ -188,6 +201,11 @@ class TrainingConfig:
         gradient_clip: largest gradient norm; 0 leaves gradients alone.
         ema: decay of the averaged weights that become the detector; 0 keeps the last weights.
         anomalous_weight: weight of an anomalous patch in the loss; a normal one has 1.
+        image_weight: weight of the cross-entropy of the image score; patches have 1.
+        awp: size of the adversarial weight perturbation, relative to the norm of each weight, at
+            the final eps; 0 leaves it out.
+        head_first: fraction of the training in which only the discriminator learns, for
+            pretrained backbones.
         attention: weight of the attention term by backbone block, counted from 1.
         precision: ``32`` or ``bf16`` (mixed).
         attack: the inner attack.
@@ -203,6 +221,9 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     ema: float = 0.995
     anomalous_weight: float = 1.0
+    image_weight: float = 0.0
+    awp: float = 0.0
+    head_first: float = 0.0
     attention: dict[int, float] = field(default_factory=dict)
     precision: Literal["32", "bf16"] = "32"
     attack: InnerAttackConfig = field(default_factory=InnerAttackConfig)
@@ -213,6 +234,9 @@ class TrainingConfig:
             _require(length is None or length > 0, f"training.{name}", length, "above 0")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
+        _require(self.image_weight >= 0, "training.image_weight", self.image_weight, "0 or more")
+        _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
+        _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
 
 
 @dataclass

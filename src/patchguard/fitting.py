@@ -117,13 +117,17 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     logs = folder / "training"
     logs.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings, provenance(material))
-    detector, seconds = train(
-        dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs
+    trained = train(
+        dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs, tell=tell
     )
-    tell(f"trained in {seconds / 60:.1f} minutes")
-    write_config(folder, settings, provenance(material) | {"training_seconds": round(seconds, 1)})
-    save_weights(detector, folder)
-    calibration = calibrate(detector, material, settings.false_alarm_rate, tell)
+    tell(f"trained in {trained.seconds / 60:.1f} minutes")
+    training = {
+        "training_seconds": round(trained.seconds, 1),
+        "switched_to_pgd2_at_step": trained.switched_at,
+    }
+    write_config(folder, settings, provenance(material) | training)
+    save_weights(trained.detector, folder)
+    calibration = calibrate(trained.detector, material, settings.false_alarm_rate, tell)
     calibration.to_json(folder / CALIBRATION)
     seal(folder, CONFIG, WEIGHTS, CALIBRATION)
     (logs / "resume.ckpt").unlink()

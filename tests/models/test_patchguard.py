@@ -20,7 +20,16 @@ def model() -> PatchGuard:
     return PatchGuard(ModelConfig(), image_size=48).eval()
 
 
-@pytest.mark.parametrize("backbone", ["patchguard_mini", TINY, "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "patchguard_mini",
+        "patchguard_mini_8",
+        "vit_small_convstem",
+        TINY,
+        "vit_small_patch14_reg4_dinov2",
+    ],
+)
 def test_any_vit_gives_a_score_and_a_map_differentiable_in_the_images(backbone: str) -> None:
     size = 56 if "patch14" in backbone else 48
     model = PatchGuard(ModelConfig(backbone=backbone), image_size=size).eval()
@@ -31,6 +40,11 @@ def test_any_vit_gives_a_score_and_a_map_differentiable_in_the_images(backbone: 
     for output in (score.sum(), anomaly_map.sum()):
         (gradient,) = torch.autograd.grad(output, images, retain_graph=True)
         assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_patches_of_8_px_give_a_grid_twice_as_fine() -> None:
+    model = PatchGuard(ModelConfig(backbone="patchguard_mini_8"), image_size=112).eval()
+    assert model.patch_logits(torch.rand(1, 3, 112, 112)).shape == (1, 14, 14)
 
 
 def test_scores_do_not_depend_on_the_rest_of_the_batch(model: PatchGuard) -> None:
@@ -67,7 +81,8 @@ def test_images_of_another_size_are_refused_by_name_of_the_right_one(model: Patc
     [
         ("no_such_vit", 64, "none", "neither patchguard_mini nor known to timm"),
         ("resnet18", 64, "none", "not a Vision Transformer"),
-        ("patchguard_mini", 50, "none", "use 48 or 64"),
+        ("patchguard_mini", 50, "none", "patch size 16; use 48 or 64"),
+        ("patchguard_mini_8", 50, "none", "patch size 8; use 48 or 56"),
         (TINY, 50, "none", "multiple|divisible"),
         (TINY, 64, "missing.safetensors", "no such file"),
         ("patchguard_mini", 64, "hub", "no pretrained weights"),

@@ -12,36 +12,18 @@ import torch
 from torch import Tensor
 
 from patchguard.attacks.pgd import NFGSM, PGD
-from patchguard.config import (
-    DataConfig,
-    InnerAttackConfig,
-    ModelConfig,
-    TrainingConfig,
-    load_recipe,
-)
+from patchguard.config import InnerAttackConfig, TrainingConfig, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import StepSampler, TrainingImages, training_loader
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
-
-MODEL = ModelConfig(hidden=64)
-
-
-def dataset(workers: int = 0, seed: int = 0, images: int = 6) -> TrainingImages:
-    rng = np.random.default_rng(5)
-    pictures = [np.full((32, 32, 3), rng.uniform(0.4, 0.6), np.float32) for _ in range(images)]
-    foregrounds = [np.ones((32, 32), dtype=bool)] * images
-    return TrainingImages(pictures, foregrounds, DataConfig(image_size=32, workers=workers), seed)
-
-
-def settings(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**({"steps": 6, "batch_size": 4, "attention": {2: 0.1}} | changes))
+from trainings import MODEL, dataset, settings
 
 
 def trained(data: TrainingImages, config: TrainingConfig, seed: int, folder: Path) -> PatchGuard:
-    return train(data, MODEL, config, seed=seed, folder=folder)[0]
+    return train(data, MODEL, config, seed=seed, folder=folder).detector
 
 
 def weights(model: PatchGuard) -> list[Tensor]:
@@ -98,11 +80,20 @@ def test_equal_seeds_reach_equal_weights_and_other_seeds_do_not(tmp_path: Path) 
     assert not equal(first, other)
 
 
-@pytest.mark.parametrize("attack", [InnerAttackConfig(), InnerAttackConfig(steps=2, project=True)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attack": InnerAttackConfig()},
+        {"attack": InnerAttackConfig(steps=2, project=True)},
+        {"attack": InnerAttackConfig(persistent=True, spread=0.5), "awp": 0.01},
+        {"head_first": 0.7},
+    ],
+    ids=["single step", "pgd-2", "persistent", "head first"],
+)
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: InnerAttackConfig
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    config = settings(attack=attack)
+    config = settings(**changes)
     whole = trained(dataset(), config, 3, tmp_path / "whole")
 
     with monkeypatch.context() as patch:
@@ -171,7 +162,7 @@ def test_the_length_is_given_once() -> None:
 
 def test_eps_ramps_up_and_the_learning_rate_decays(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(attack=InnerAttackConfig(eps="8/255", ramp=0.5))
-    module = AdversarialTraining(PatchGuard(MODEL, 32), config, 100, seed=0)
+    module = AdversarialTraining(PatchGuard(MODEL, 32), config, 100, seed=0, images=6)
 
     def at(progress: float) -> tuple[float, float]:
         monkeypatch.setattr(module, "progress", lambda: progress)
@@ -192,6 +183,36 @@ def test_the_patch_loss_is_a_weighted_sum_over_patches() -> None:
     assert PatchLoss(5.0).of_logits(logits, masks).item() == pytest.approx(4 * np.log(2))
     masks[0, :16, :16] = 1
     assert PatchLoss(5.0).of_logits(logits, masks).item() == pytest.approx(8 * np.log(2))
+
+
+def test_the_image_loss_is_that_of_the_score_that_ranks_images() -> None:
+    logits = torch.tensor([[[3.0, 1.0], [-2.0, 0.0]]])
+    normal, anomalous = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
+    anomalous[0, :16, :16] = 1
+    for masks, sign in ((normal, 1), (anomalous, -1)):
+        without = PatchLoss(1.0).of_logits(logits, masks)
+        image = (PatchLoss(1.0, image_weight=5.0, top_k=2).of_logits(logits, masks) - without) / 5
+        assert image.item() == pytest.approx(np.log1p(np.exp(sign * 2.0)))
+
+
+def test_the_backbone_rests_while_only_the_head_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    begun = PatchGuard(MODEL, 32).backbone.state_dict()
+    resting = trained(dataset(), settings(head_first=0.99, ema=0.0), 0, tmp_path / "a")
+    assert all(torch.equal(begun[name], now) for name, now in resting.backbone.state_dict().items())
+    learning = trained(dataset(), settings(head_first=0.5, ema=0.0), 0, tmp_path / "b")
+    moved = learning.backbone.state_dict()
+    assert not all(torch.equal(begun[name], now) for name, now in moved.items())
+    assert not torch.equal(resting.discriminator.position, learning.discriminator.position)
+
+
+def test_each_step_draws_its_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(attack=InnerAttackConfig(eps="8/255", ramp=0.0, spread=0.5))
+    module = AdversarialTraining(PatchGuard(MODEL, 32), config, 100, seed=0, images=6)
+    monkeypatch.setattr(module, "progress", lambda: 0.5)
+    drawn = [255 * module.drawn_eps() for _ in range(200)]
+    assert min(drawn) == pytest.approx(4, abs=0.1)
+    assert max(drawn) == pytest.approx(8, abs=0.1)
 
 
 def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> None:
@@ -224,6 +245,6 @@ def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
     foregrounds = [np.ones((size, size), dtype=bool)] * 4
     data = TrainingImages(images, foregrounds, recipe.data, seed=0)
     config = replace(recipe.training, steps=2, epochs=None, minutes=None, batch_size=2)
-    detector, seconds = train(data, recipe.model, config, seed=0, folder=tmp_path)
-    assert seconds > 0
-    assert torch.isfinite(detector(torch.rand(1, 3, size, size)).score).all()
+    done = train(data, recipe.model, config, seed=0, folder=tmp_path)
+    assert done.seconds > 0
+    assert torch.isfinite(done.detector(torch.rand(1, 3, size, size)).score).all()

@@ -13,6 +13,7 @@ from patchguard.detector import Detection, Detector, Inspection
 from patchguard.errors import PatchGuardError
 from patchguard.models.discriminator import Discriminator, MapHead, top_k_mean
 from patchguard.models.vit import create_backbone, normalisation, patch_tokens
+from patchguard.models.weights import run_folder, start_from_run
 
 
 class PatchGuard(Detector):
@@ -23,14 +24,18 @@ class PatchGuard(Detector):
         image_size: side in pixels of the square images it takes.
 
     Raises:
-        PatchGuardError: a backbone that does not exist, is no ViT, or does not suit the size.
+        PatchGuardError: a backbone that does not exist, is no ViT, or does not suit the size;
+            weights that cannot be had or are those of another network.
     """
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__()
         self.config = config
         self.image_size = image_size
-        self.backbone = create_backbone(config.backbone, image_size, config.weights)
+        run = run_folder(config.weights)
+        self.backbone = create_backbone(
+            config.backbone, image_size, "none" if run else config.weights
+        )
         if self.backbone.embed_dim % config.heads:
             raise PatchGuardError(
                 f"model.heads {config.heads} does not divide {config.backbone}'s width "
@@ -45,6 +50,8 @@ class PatchGuard(Detector):
         )
         self.map_head = MapHead(grid, image_size, config.blur_sigma, config.blur_radius)
         self.grid = grid
+        if run:
+            start_from_run(self, run)
 
     @property
     def blocks(self) -> list[nn.Module]:

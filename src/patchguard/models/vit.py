@@ -1,37 +1,63 @@
-"""Vision Transformer backbones: any of timm's, and a small one with a convolutional stem."""
+"""Vision Transformer backbones: any of timm's, and our own with a convolutional stem."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from math import log2
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchguard.errors import PatchGuardError
+from patchguard.models.weights import load_backbone, load_timm_backbone
+
+
+def group_norm(channels: int) -> nn.Module:
+    """A norm over all channels and positions together."""
+    return nn.GroupNorm(1, channels)
 
 
 class ConvStem(nn.Module):
-    """Patch embedding by four stride-2 convolutions (Xiao et al. 2021; Singh et al. 2023).
+    """Patch embedding by stride-2 convolutions (Xiao et al. 2021; Singh et al. 2023).
 
-    Stands in for timm's ``PatchEmbed`` at patch size 16: [B, 3, H, W] to tokens [B, N, C].
+    Stands in for timm's ``PatchEmbed``: [B, 3, H, W] to tokens [B, N, C]. The first convolution
+    has C/8 channels and each further one twice as many, so that a stem of smaller patches is one
+    of larger patches without its last convolution; a 1x1 convolution leads to C.
+
+    Args:
+        img_size: side of the square input in pixels.
+        patch_size: a power of two up to 16, the product of the strides.
+        embed_dim: C.
+        in_chans: channels of the input.
+        norm: makes the norm behind a convolution from its number of channels.
     """
 
-    patch_size = (16, 16)
-
-    def __init__(self, img_size: int, embed_dim: int, in_chans: int = 3, **_: Any) -> None:
+    def __init__(
+        self,
+        img_size: int,
+        patch_size: int,
+        embed_dim: int,
+        in_chans: int = 3,
+        norm: Callable[[int], nn.Module] = group_norm,
+        **_: Any,
+    ) -> None:
         super().__init__()
-        widths = [in_chans, *(embed_dim // divisor for divisor in (8, 4, 2, 1))]
+        widths = [in_chans, *(embed_dim * 2**stage // 8 for stage in range(int(log2(patch_size))))]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
-            layers += [nn.GroupNorm(1, after), nn.GELU()]
-        self.proj = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), norm(after), nn.GELU()]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
+        self.patch_size = (patch_size, patch_size)
         self.img_size = (img_size, img_size)
-        self.grid_size = (img_size // 16, img_size // 16)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -39,20 +65,17 @@ class ConvStem(nn.Module):
         return tokens
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
-        return 16 if as_scalar else self.patch_size
+        return self.patch_size[0] if as_scalar else self.patch_size
 
 
-BUILT_IN = "patchguard_mini"
-
-
-def patchguard_mini(image_size: int) -> VisionTransformer:
-    """The built-in backbone: convolutional stem, width 128, 4 blocks of 4 heads.
+def patchguard_mini(image_size: int, patch_size: int = 16) -> VisionTransformer:
+    """Convolutional stem, width 128, 4 blocks of 4 heads.
 
     It has no final norm: the discriminator's block normalises its input.
     """
     return VisionTransformer(
         img_size=image_size,
-        patch_size=16,
+        patch_size=patch_size,
         embed_layer=ConvStem,
         embed_dim=128,
         depth=4,
@@ -65,11 +88,44 @@ def patchguard_mini(image_size: int) -> VisionTransformer:
     )
 
 
+def patchguard_mini_8(image_size: int) -> VisionTransformer:
+    """:func:`patchguard_mini` with patches of 8 px for small defects: four times the tokens."""
+    return patchguard_mini(image_size, patch_size=8)
+
+
+def vit_small_convstem(image_size: int) -> VisionTransformer:
+    """ViT-S with a convolutional stem: width 384, 12 blocks of 6 heads, a class token.
+
+    The network of Singh, Croce, Hein, "Revisiting adversarial training for ImageNet:
+    architectures, training and generalization across threat models" (NeurIPS 2023), whose robust
+    ImageNet weights :func:`patchguard.models.weights.from_robustbench` converts.
+    """
+    backbone = VisionTransformer(
+        img_size=image_size,
+        patch_size=16,
+        embed_layer=partial(ConvStem, norm=LayerNorm2d),
+        embed_dim=384,
+        depth=12,
+        num_heads=6,
+        num_classes=0,
+    )
+    normalisation = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    backbone.pretrained_cfg = normalisation  # type: ignore[assignment]
+    return backbone
+
+
+BUILT_IN: dict[str, Callable[[int], VisionTransformer]] = {
+    "patchguard_mini": patchguard_mini,
+    "patchguard_mini_8": patchguard_mini_8,
+    "vit_small_convstem": vit_small_convstem,
+}
+
+
 def create_backbone(name: str, image_size: int, weights: str = "none") -> VisionTransformer:
     """A timm Vision Transformer without its classification head.
 
     Args:
-        name: a name known to ``timm.create_model``; ``patchguard_mini`` is built in.
+        name: one of :data:`BUILT_IN`, or a name known to ``timm.create_model``.
         image_size: side of the square input in pixels; a multiple of the patch size.
         weights: ``none`` (random), ``hub`` (downloaded by timm) or a local weight file.
 
@@ -77,13 +133,15 @@ def create_backbone(name: str, image_size: int, weights: str = "none") -> Vision
         PatchGuardError: unknown name, not a Vision Transformer, a size that the patch size does
             not divide, or weights that cannot be had.
     """
-    if name == BUILT_IN:
-        if weights != "none":
-            raise PatchGuardError(f"{BUILT_IN} has no pretrained weights; use model.weights=none")
-        backbone = patchguard_mini(image_size)
-    else:
-        backbone = _from_timm(name, image_size, weights)
+    _check_weights(name, weights)
+    built_in = name in BUILT_IN
+    backbone = (
+        BUILT_IN[name](image_size) if built_in else _from_timm(name, image_size, weights == "hub")
+    )
     _check_size(backbone, image_size, name)
+    if weights not in ("none", "hub"):
+        load = load_backbone if built_in else load_timm_backbone
+        load(backbone, Path(weights), name)
     return backbone
 
 
@@ -101,19 +159,16 @@ def normalisation(backbone: VisionTransformer) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
 
 
-def _from_timm(name: str, image_size: int, weights: str) -> VisionTransformer:
+def _from_timm(name: str, image_size: int, pretrained: bool) -> VisionTransformer:
     if not timm.is_model(name.split(".")[0]):
+        known, *others = BUILT_IN
         raise PatchGuardError(
-            f"model.backbone {name!r} is neither {BUILT_IN} nor known to timm {timm.__version__}"
+            f"model.backbone {name!r} is neither {known} nor known to timm {timm.__version__} "
+            f"(also built in: {', '.join(others)})"
         )
-    overlay = _weight_overlay(weights)
     try:
         backbone = timm.create_model(
-            name,
-            pretrained=weights != "none",
-            pretrained_cfg_overlay=overlay,
-            img_size=image_size,
-            num_classes=0,
+            name, pretrained=pretrained, img_size=image_size, num_classes=0
         )
     except AssertionError as error:
         raise PatchGuardError(f"data.image_size {image_size}: {error}") from error
@@ -130,12 +185,16 @@ def _from_timm(name: str, image_size: int, weights: str) -> VisionTransformer:
     return backbone
 
 
-def _weight_overlay(weights: str) -> dict[str, str] | None:
-    if weights in ("none", "hub"):
-        return None
-    if not Path(weights).is_file():
-        raise PatchGuardError(f"model.weights {weights}: no such file (or use 'hub' or 'none')")
-    return {"file": weights}
+def _check_weights(name: str, weights: str) -> None:
+    if weights == "hub" and name in BUILT_IN:
+        raise PatchGuardError(
+            f"{name} has no pretrained weights on the hub; give a file or a run folder with "
+            "model.weights, or model.weights=none"
+        )
+    if weights not in ("none", "hub") and not Path(weights).is_file():
+        raise PatchGuardError(
+            f"model.weights {weights}: no such file or run folder (or use 'hub' or 'none')"
+        )
 
 
 def _check_size(backbone: VisionTransformer, image_size: int, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
@@ -17,11 +17,21 @@ from patchguard.detector import to_tensor
 
 
 class Batch(TypedDict):
-    """Normals [B, 3, H, W], pseudo-anomalies [B, 3, H, W], their masks [B, H, W] bool."""
+    """A batch, or one item of it.
+
+    Attributes:
+        normal: normal images [B, 3, H, W].
+        anomalous: pseudo-anomalies [B, 3, H, W] made from them.
+        mask: of these, [B, H, W] bool.
+        index: which normal images, [B].
+        flips: whether they are flipped vertically and horizontally, [B, 2] bool.
+    """
 
     normal: Tensor
     anomalous: Tensor
     mask: Tensor
+    index: Tensor
+    flips: Tensor
 
 
 class TrainingImages(Dataset[Batch]):
@@ -54,13 +64,28 @@ class TrainingImages(Dataset[Batch]):
         rng = sample_rng(self.seed, epoch, index)
         image = self.images[index]
         foreground = self.foregrounds[index]
-        if self.config.flips:
-            axes = tuple(axis for axis in (0, 1) if rng.random() < 0.5)
-            image, foreground = np.flip(image, axes), np.flip(foreground, axes)
+        flips = [self.config.flips and rng.random() < 0.5 for _ in range(2)]
+        axes = [axis for axis, flipped in enumerate(flips) if flipped]
+        image, foreground = np.flip(image, tuple(axes)), np.flip(foreground, tuple(axes))
         anomalous, mask = make_pseudo_anomaly(image, foreground, rng, self.config.anomalies)
         return Batch(
-            normal=to_tensor(image), anomalous=to_tensor(anomalous), mask=torch.tensor(mask)
+            normal=to_tensor(image),
+            anomalous=to_tensor(anomalous),
+            mask=torch.tensor(mask),
+            index=torch.tensor(index),
+            flips=torch.tensor(flips),
         )
+
+    def unseen(self, images: int) -> Batch:
+        """Up to that many normals with pseudo-anomalies that no training batch holds."""
+        count = min(images, len(self))
+        chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
+        batch: Batch = default_collate([self[_NO_EPOCH, int(index)] for index in chosen])
+        return batch
+
+
+_NO_EPOCH = 2**31
+"""Further than any training gets."""
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

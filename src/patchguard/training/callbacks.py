@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from patchguard.training.module import AdversarialTraining
+from patchguard.training.batches import Batch
+from patchguard.training.module import AdversarialTraining, images_of
+from patchguard.training.monitor import look
 
 SAVE_EVERY_SECONDS = 60
 
@@ -61,6 +65,46 @@ class ResumePoint(lightning.Callback):
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.interrupted = True
+
+
+class OverfittingMonitor(lightning.Callback):
+    """Looks for catastrophic overfitting, and ends single-step training where it shows.
+
+    Args:
+        batch: images that training does not see.
+        every: steps between two looks.
+        seed: of the looks.
+        tell: receives the line that says so.
+    """
+
+    def __init__(self, batch: Batch, every: int, seed: int, tell: Callable[[str], None]) -> None:
+        self.batch = batch
+        self.every = every
+        self.seed = seed
+        self.tell = tell
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(module, AdversarialTraining)
+        step, eps = trainer.global_step, module.current_eps()
+        if module.switched_at is not None or step % self.every or eps == 0:
+            return
+        generator = torch.Generator(module.device).manual_seed(self.seed + step)
+        images, labels, masks = (part.to(module.device) for part in images_of(self.batch))
+        reading = look(module.model, module.attack, (images, labels, masks), eps, generator)
+        module.log_dict({"overfitting_gap": reading.gap, "gradient_cosine": reading.cosine})
+        if reading.overfits:
+            module.switch_attack()
+            self.tell(
+                f"catastrophic overfitting at step {step}: PGD-10 finds {reading.gap:.1f} times "
+                "the loss that the single step finds; training goes on with PGD-2"
+            )
 
 
 class TrainingProgress(lightning.Callback):

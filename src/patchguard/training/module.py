@@ -16,8 +16,11 @@ from patchguard.attacks.objectives import legacy
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig, TrainingConfig, parse_eps
 from patchguard.models.patchguard import PatchGuard
+from patchguard.training.awp import WeightPerturbation
 from patchguard.training.batches import Batch
 from patchguard.training.loss import PatchLoss, training_loss
+from patchguard.training.monitor import replacement
+from patchguard.training.persistent import Perturbations
 
 LOG_EVERY = 10
 
@@ -35,6 +38,13 @@ def inner_attack(loss: PatchLoss, config: InnerAttackConfig) -> PGD:
     )
 
 
+def images_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [2B, 3, H, W], normals first, their labels [2B] and masks [2B, H, W]."""
+    images = torch.cat([batch["normal"], batch["anomalous"]])
+    masks = torch.cat([torch.zeros_like(batch["mask"]), batch["mask"]])
+    return images, masks.flatten(1).any(1), masks
+
+
 class AdversarialTraining(lightning.LightningModule):
     """Minimise the patch loss on attacked normals and pseudo-anomalies.
 
@@ -47,10 +57,19 @@ class AdversarialTraining(lightning.LightningModule):
         config: optimisation settings.
         total_steps: length in steps, or None when ``config.minutes`` gives it.
         seed: of all randomness in the steps.
+        images: how many normal images there are.
+
+    Attributes:
+        switched_at: the step at which a single-step attack was given up for PGD-2, if it was.
     """
 
     def __init__(
-        self, model: PatchGuard, config: TrainingConfig, total_steps: int | None, seed: int
+        self,
+        model: PatchGuard,
+        config: TrainingConfig,
+        total_steps: int | None,
+        seed: int,
+        images: int,
     ) -> None:
         super().__init__()
         self.model = model
@@ -62,9 +81,16 @@ class AdversarialTraining(lightning.LightningModule):
         self.config = config
         self.total_steps = total_steps
         self.seed = seed
-        self.patch_loss = PatchLoss(config.anomalous_weight)
+        self.patch_loss = PatchLoss(
+            config.anomalous_weight, image_weight=config.image_weight, top_k=model.config.top_k
+        )
         self.attack = inner_attack(self.patch_loss, config.attack)
+        self.switched_at: int | None = None
         self.eps = parse_eps(config.attack.eps)
+        self.perturbations = (
+            Perturbations(images, model.image_size) if config.attack.persistent else None
+        )
+        self.weight_perturbation = WeightPerturbation(model)
         self.elapsed = 0.0
         self._clock = 0.0
 
@@ -87,11 +113,21 @@ class AdversarialTraining(lightning.LightningModule):
         ramp = self.config.attack.ramp
         return self.eps * (min(1.0, self.progress() / ramp) if ramp else 1.0)
 
+    def drawn_eps(self) -> float:
+        """The radius of this step: at most the current one."""
+        eps, spread = self.current_eps(), self.config.attack.spread
+        return eps * (1 - spread * float(torch.rand(()))) if spread else eps
+
     def current_lr(self) -> float:
         """Cosine decay from ``lr`` to ``lr_final`` · ``lr``."""
         final = self.config.lr_final
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
         return self.config.lr * (final + (1 - final) * cosine)
+
+    def switch_attack(self) -> None:
+        """From now on PGD-2 instead of the single step."""
+        self.attack = replacement(self.patch_loss)
+        self.switched_at = self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -106,27 +142,44 @@ class AdversarialTraining(lightning.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = self.current_lr()
+        self.model.backbone.requires_grad_(self.progress() >= self.config.head_first)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = torch.cat([batch["normal"], batch["anomalous"]])
-        masks = torch.cat([torch.zeros_like(batch["mask"]), batch["mask"]])
-        labels = masks.flatten(1).any(1)
-        attacked = self.attacked(images, labels, masks)
+        images, _, masks = images_of(batch)
+        attacked = self.attacked(batch)
         if self.config.attack.keep_clean:
             attacked, masks = torch.cat([images, attacked]), torch.cat([masks, masks])
-        patches, attention = training_loss(
-            self.model, attacked, masks, self.patch_loss, self.config.attention
-        )
+        if self.config.awp:
+            ramp = self.current_eps() / self.eps
+            loss = torch.stack(self._losses(attacked, masks)).sum()
+            self.weight_perturbation.push(loss, self.config.awp * ramp)
+        patches, attention = self._losses(attacked, masks)
         if self._every(LOG_EVERY):
             self._log_step(patches, attention)
         return patches + attention
 
-    def attacked(self, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        """The images under the inner attack at the current eps."""
-        eps = self.current_eps()
+    def on_after_backward(self) -> None:
+        self.weight_perturbation.pop()
+
+    def attacked(self, batch: Batch) -> Tensor:
+        """The images of a batch, normals first, under the inner attack at the current eps."""
+        images, labels, masks = images_of(batch)
+        eps = self.drawn_eps()
         if eps == 0:
             return images
-        return self.attack(self.model, images, labels, masks, eps=[eps])[0]
+        if self.perturbations is None:
+            return self.attack(self.model, images, labels, masks, eps=[eps])[0]
+        index, flips = batch["index"], batch["flips"]
+        self.attack.starts = (self.perturbations.start(index, flips),)
+        attacked = self.attack(self.model, images, labels, masks, eps=[eps])[0]
+        self.perturbations.keep(index, flips, (attacked - images)[: len(index)])
+        return attacked
+
+    def _losses(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch loss and attention term; of the latter nothing while the backbone rests."""
+        learns = self.progress() >= self.config.head_first
+        weights = self.config.attention if learns else {}
+        return training_loss(self.model, images, masks, self.patch_loss, weights)
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """One step, with everything a resumed run needs settled before any callback saves."""
@@ -141,9 +194,17 @@ class AdversarialTraining(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["elapsed"] = self.elapsed
+        checkpoint["switched_at"] = self.switched_at
+        if self.perturbations:
+            checkpoint["perturbations"] = self.perturbations.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.elapsed = checkpoint["elapsed"]
+        if checkpoint["switched_at"] is not None:
+            self.switch_attack()
+            self.switched_at = checkpoint["switched_at"]
+        if self.perturbations:
+            self.perturbations.load_state_dict(checkpoint["perturbations"])
 
     def _log_step(self, patches: Tensor, attention: Tensor) -> None:
         values: dict[str, Tensor | float] = {
@@ -153,7 +214,7 @@ class AdversarialTraining(lightning.LightningModule):
             "eps": self.current_eps(),
             "lr": self.current_lr(),
         }
-        if self.config.attention and self._every(10 * LOG_EVERY):
+        if attention.requires_grad and self._every(10 * LOG_EVERY):
             values["attention_gradient_share"] = self._gradient_share(attention, patches)
         self.log_dict(values)
 

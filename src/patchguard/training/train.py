@@ -5,19 +5,39 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from patchguard.config import ModelConfig, TrainingConfig
+from patchguard.config import ModelConfig, TrainingConfig, parse_eps
 from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages, training_loader
-from patchguard.training.callbacks import ResumePoint, TrainingProgress
+from patchguard.training.callbacks import OverfittingMonitor, ResumePoint, TrainingProgress
 from patchguard.training.module import LOG_EVERY, AdversarialTraining
+
+MONITORED = 8
+"""Normal images, and as many pseudo-anomalies, that single-step training is watched on."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a training.
+
+    Attributes:
+        detector: in eval mode on the CPU; averaged weights where the recipe has them.
+        seconds: that the training took, interruptions left out.
+        switched_at: the step at which catastrophic overfitting ended single-step training.
+    """
+
+    detector: PatchGuard
+    seconds: float
+    switched_at: int | None
 
 
 def total_steps(config: TrainingConfig, images: int) -> int | None:
@@ -41,7 +61,8 @@ def train(
     *,
     seed: int,
     folder: Path,
-) -> tuple[PatchGuard, float]:
+    tell: Callable[[str], None] = print,
+) -> Trained:
     """Train a detector; continue where an earlier run in the same folder was interrupted.
 
     Args:
@@ -50,10 +71,7 @@ def train(
         config: optimisation settings.
         seed: of the initial weights and of every random draw.
         folder: for ``resume.ckpt``, ``metrics.csv`` and the TensorBoard events.
-
-    Returns:
-        The detector in eval mode on the CPU (averaged weights where the recipe has them), and
-        the seconds its training took, interruptions left out.
+        tell: receives a line for each thing the user should know.
 
     Raises:
         Interrupted: stopped by Ctrl-C or SIGTERM, after saving the state.
@@ -63,11 +81,12 @@ def train(
     torch.manual_seed(seed)
     model = PatchGuard(model_config, dataset.config.image_size)
     check_blocks(model, config)
-    module = AdversarialTraining(model, config, steps, seed)
+    module = AdversarialTraining(model, config, steps, seed, len(dataset))
     resume = ResumePoint(folder / "resume.ckpt")
     first_step = saved_step(resume.path)
     loader = training_loader(dataset, config.batch_size, first_step=first_step)
-    trainer = _trainer(config, folder, first_step, [TrainingProgress(), resume])
+    callbacks = [*_monitor(dataset, config, seed, tell), TrainingProgress(), resume]
+    trainer = _trainer(config, folder, first_step, callbacks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         checkpoint = resume.path if first_step else None
@@ -75,7 +94,17 @@ def train(
     if resume.interrupted:
         raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
     resume.save(trainer)
-    return module.detector.cpu(), module.elapsed
+    return Trained(module.detector.cpu(), module.elapsed, module.switched_at)
+
+
+def _monitor(
+    dataset: TrainingImages, config: TrainingConfig, seed: int, tell: Callable[[str], None]
+) -> list[lightning.Callback]:
+    """Single-step training is watched."""
+    attack = config.attack
+    if attack.steps > 1 or not attack.monitor or parse_eps(attack.eps) == 0:
+        return []
+    return [OverfittingMonitor(dataset.unseen(MONITORED), attack.monitor, seed, tell)]
 
 
 def saved_step(path: Path) -> int:

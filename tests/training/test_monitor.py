@@ -1,0 +1,116 @@
+"""Catastrophic overfitting: seen where it is, not where it is not, and acted upon."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detectors import Linear
+from patchguard.attacks.attack import Attack, at_image
+from patchguard.attacks.objectives import image_score
+from patchguard.attacks.pgd import PGD
+from patchguard.config import InnerAttackConfig
+from patchguard.detector import Detection, Detector
+from patchguard.training import callbacks
+from patchguard.training.module import AdversarialTraining
+from patchguard.training.monitor import Reading, look
+from patchguard.training.train import train
+from trainings import MODEL, dataset, settings
+
+EPS = 8 / 255
+
+
+class Bent(Detector):
+    """What a network that overfits to a single step of eps does: it is flat at its end."""
+
+    def forward(self, images: Tensor) -> Detection:
+        turns = (images.mean((1, 2, 3)) - 0.5) / EPS
+        score = 1.1 - torch.cos(2 * torch.pi * turns)
+        return Detection(score, score[:, None, None].expand(-1, *images.shape[2:]))
+
+
+def reading(detector: Detector, images: Tensor) -> Reading:
+    count, _, height, width = images.shape
+    normal = torch.zeros(count, dtype=torch.bool)
+    single: Attack = PGD(image_score, steps=1, step_size=1.0, starts=[at_image], keep_best=False)
+    batch = (images, normal, torch.zeros(count, height, width))
+    return look(detector, single, batch, EPS, torch.Generator().manual_seed(0))
+
+
+def test_a_loss_bent_so_that_one_step_finds_nothing_is_seen() -> None:
+    found = reading(Bent(), torch.full((3, 3, 8, 8), 0.5 + 0.1 * EPS))
+    assert found.gap > 5
+    assert found.overfits
+
+
+def test_a_linear_detector_is_no_suspect() -> None:
+    detector = Linear(torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    found = reading(detector, torch.full((3, 3, 8, 8), 0.5))
+    assert found.gap == pytest.approx(1, abs=1e-3)
+    assert found.cosine == pytest.approx(1)
+    assert not found.overfits
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, gap: float) -> list[int]:
+    """Replaces what a look finds; returns a list that grows with each look."""
+    seen: list[int] = []
+
+    def found(*_: Any) -> Reading:
+        seen.append(len(seen))
+        return Reading(gap=gap, cosine=0.0)
+
+    monkeypatch.setattr(callbacks, "look", found)
+    return seen
+
+
+def test_single_step_training_becomes_pgd_2_where_it_overfits_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = looks(monkeypatch, gap=3.0)
+    steps: list[int] = []
+    attacked = AdversarialTraining.attacked
+
+    def counted(self: AdversarialTraining, batch: Any) -> Tensor:
+        steps.append(self.attack.steps)
+        return attacked(self, batch)
+
+    monkeypatch.setattr(AdversarialTraining, "attacked", counted)
+    told: list[str] = []
+    config = settings(attack=InnerAttackConfig(ramp=0.0, monitor=2))
+    done = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
+    assert done.switched_at == 2
+    assert len(seen) == 1
+    assert steps == [1, 1, 2, 2, 2, 2]
+    assert "step 2" in told[0]
+    assert "PGD-2" in told[0]
+    again = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
+    assert again.switched_at == 2
+
+
+def test_honest_single_step_training_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = looks(monkeypatch, gap=1.2)
+    config = settings(attack=InnerAttackConfig(ramp=0.0, monitor=2))
+    told: list[str] = []
+    done = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
+    assert done.switched_at is None
+    assert not told
+    assert len(seen) == 3
+
+
+def test_looking_changes_nothing_in_the_training(tmp_path: Path) -> None:
+    watched, alone = (
+        train(
+            dataset(),
+            MODEL,
+            settings(attack=InnerAttackConfig(ramp=0.0, monitor=every)),
+            seed=0,
+            folder=tmp_path / str(every),
+        ).detector
+        for every in (2, 0)
+    )
+    for first, second in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(first, second)

@@ -1,0 +1,21 @@
+"""A training of seconds: a handful of tiny images and a tiny network."""
+
+from typing import Any
+
+import numpy as np
+
+from patchguard.config import DataConfig, ModelConfig, TrainingConfig
+from patchguard.training.batches import TrainingImages
+
+MODEL = ModelConfig(hidden=64)
+
+
+def dataset(workers: int = 0, seed: int = 0, images: int = 6) -> TrainingImages:
+    rng = np.random.default_rng(5)
+    pictures = [np.full((32, 32, 3), rng.uniform(0.4, 0.6), np.float32) for _ in range(images)]
+    foregrounds = [np.ones((32, 32), dtype=bool)] * images
+    return TrainingImages(pictures, foregrounds, DataConfig(image_size=32, workers=workers), seed)
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**({"steps": 6, "batch_size": 4, "attention": {2: 0.1}} | changes))
