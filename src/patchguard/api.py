@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ DEMO_STEPS = 800
 if TYPE_CHECKING:
     from patchguard.deploy.predict import Prediction
     from patchguard.models.patchguard import PatchGuard
+    from patchguard.studying import Planned
 
 
 def fit(
@@ -325,6 +326,85 @@ def write_synthetic(out: str | Path, *, seed: int = 0) -> list[Path]:
     return write_benchmark(Path(out), seed=seed)
 
 
+def study(
+    data: str | Path | Sequence[str | Path],
+    *,
+    recipes: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] = 0,
+    out: str | Path = "studies/results",
+    page: str | Path | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    twin: bool = False,
+    evaluation: EvaluationConfig | None = None,
+) -> Path:
+    """Fit every recipe on every data set with every seed, and write one page of results.
+
+    Each run has a folder of its own, ``<out>/<data>/<recipe>/seed-<n>``. Called again after a
+    stop, or with more recipes, data or seeds, only what is missing is made.
+
+    Args:
+        data: MVTec-style trees or plain folders of normal images, one or several.
+        recipes: names or YAML files, one or several; differences are taken to the first. By
+            default ``strong`` on a GPU, else ``fast``.
+        seeds: one or several.
+        out: folder for the runs.
+        page: Markdown file to write; ``<out>/results.md`` by default.
+        steps: length in optimiser steps, in place of the recipes'.
+        minutes: length in minutes of training, in place of the recipes'.
+        twin: also train the undefended twin of every run.
+        evaluation: the attacks.
+
+    Returns:
+        The page.
+
+    Raises:
+        PatchGuardError: bad input, finished runs that were made with other settings, or runs that
+            failed; these are on the page, with the others.
+        patchguard.errors.Interrupted: stopped by the user; the state is saved.
+    """
+    from patchguard import studying
+    from patchguard.report import study as report
+
+    folders = studying.data_names(_several(data))
+    files = studying.recipe_names(_several(recipes or default_recipe()))
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    config = evaluation or EvaluationConfig()
+    settings = {
+        name: _with_length(load_recipe(file), steps, None, minutes) for name, file in files.items()
+    }
+    path = Path(page) if page else Path(out) / "results.md"
+    studying.check_page(path)
+    runs = studying.plan(folders, settings, numbers, Path(out), twin=twin, evaluation=config)
+    for run in runs:
+        studying.check_same_settings(run)
+    failures = studying.carry_out(runs, _fit_planned, _tell)
+    finished = [run for run in runs if run.finished]
+    found = [studying.read(run) for run in finished]
+    studying.check_comparable(finished, found)
+    if found:
+        written = studying.command(
+            list(folders.values()),
+            list(files.values()),
+            numbers,
+            config,
+            out=str(out),
+            page=str(page) if page else None,
+            steps=steps,
+            minutes=minutes,
+            twin=twin,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report.page(found, failures, written), encoding="utf-8")
+        _tell(f"{report.summary(found)}\n\nresults: {path}")
+    if failures:
+        raise PatchGuardError(
+            f"{len(failures)} of {len(runs)} runs failed, first {failures[0].run}: "
+            f"{failures[0].reason}"
+        )
+    return path
+
+
 def demo(out: str | Path = "demo") -> Path:
     """The whole job on a category of the built-in benchmark, with its undefended twin.
 
@@ -348,6 +428,22 @@ def demo(out: str | Path = "demo") -> Path:
         steps=DEMO_STEPS,
         resume=run.exists(),
     )
+
+
+def _fit_planned(run: Planned) -> None:
+    fit(
+        run.settings.data,
+        out=run.folder,
+        recipe=run.settings.recipe,
+        seed=run.settings.seed,
+        twin=run.settings.twin,
+        resume=True,
+        evaluation=run.settings.evaluation,
+    )
+
+
+def _several(given: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(given)] if isinstance(given, str | Path) else [str(each) for each in given]
 
 
 def _recipe(recipe: Recipe | str | None) -> Recipe:

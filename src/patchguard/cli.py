@@ -15,7 +15,7 @@ from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
 
-FLAGS = ("--strict", "--resume", "--maps", "--trust")
+FLAGS = ("--strict", "--resume", "--maps", "--trust", "--twin")
 """Options that are switched on by their name alone."""
 
 
@@ -194,6 +194,43 @@ def synthetic(out: str, seed: int = 0) -> None:
         print(f"written: {folder}")
 
 
+def study(
+    data: list[str],
+    evaluation: EvaluationConfig,
+    recipes: str | None = None,
+    seeds: str = "0",
+    out: str = "studies/results",
+    page: str | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    twin: bool = False,
+) -> None:
+    """Fit recipes on data sets with several seeds; one page of results. Goes on after a stop.
+
+    Args:
+        data: MVTec-style trees or plain folders of normal images.
+        evaluation: a YAML file with the settings below.
+        recipes: names or YAML files, with commas between them; differences are to the first.
+        seeds: numbers with commas between them.
+        out: folder for the runs; finished ones in it are not made again.
+        page: Markdown file to write (default: OUT/results.md).
+        steps: length in optimiser steps, in place of the recipes'.
+        minutes: length in minutes of training, in place of the recipes'.
+        twin: also train the undefended twin of every run.
+    """
+    api.study(
+        data,
+        recipes=_listed(recipes) if recipes else None,
+        seeds=[_seed(word) for word in _listed(seeds)],
+        out=out,
+        page=page,
+        steps=steps,
+        minutes=minutes,
+        twin=twin,
+        evaluation=evaluation,
+    )
+
+
 def demo(out: str = "demo") -> None:
     """The whole job on a rendered data set: minutes later, a report to look at.
 
@@ -212,6 +249,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "anomalies": anomalies,
     "synthetic": synthetic,
+    "study": study,
     "demo": demo,
 }
 
@@ -249,7 +287,10 @@ def _run(argv: list[str]) -> int:
         command = _Parser(
             description=(function.__doc__ or "").splitlines()[0], usage=_usage(name, function)
         )
-        command.add_function_arguments(function, as_positional=True)
+        several = _several(function)
+        for parameter in several:
+            command.add_argument(parameter, nargs="+", help="one or several")
+        command.add_function_arguments(function, as_positional=True, skip=set(several))
         commands.add_subcommand(name, command, help=command.description)
     settings = instantiate(parser, parser.parse_args(_expanded(argv)))
     name = settings["command"]
@@ -265,7 +306,25 @@ def _usage(name: str, function: Callable[..., None]) -> str:
         for parameter in parameters
         if parameter.default is parameter.empty and parameter.annotation == "str"
     ]
-    return " ".join(["patchguard", name, *required, "[options]"])
+    several = [f"{word.upper()} [{word.upper()} ...]" for word in _several(function)]
+    return " ".join(["patchguard", name, *required, *several, "[options]"])
+
+
+def _several(function: Callable[..., None]) -> list[str]:
+    """Parameters that take as many words as there are."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.annotation == "list[str]"]
+
+
+def _listed(words: str) -> list[str]:
+    return [word.strip() for word in words.strip("[]").split(",") if word.strip()]
+
+
+def _seed(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise PatchGuardError(f"--seeds: {word!r} is no number; write them as 0,1,2") from None
 
 
 def _expanded(argv: list[str]) -> list[str]:
