@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import patchguard
-from patchguard import cli
-from patchguard.config import EvaluationConfig, Recipe
+from patchguard import cli, fitting
+from patchguard.config import EvaluationConfig, FitConfig, Recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
@@ -234,6 +234,7 @@ def test_a_typo_leaves_no_run_folder_behind(
         ["--recipe.data.image_size", "50"],
         ["--recipe.training.attention", "{9: 1.0}"],
         ["--recipe.model.heads", "3"],
+        ["--recipe.model.weights", "missing.safetensors"],
         ["--evaluation.eps", "[4/25a]"],
         ["--evaluation.suite", "no_such_suite"],
         ["--steps", "-5"],
@@ -308,6 +309,21 @@ def test_bad_input_gets_one_line_and_a_nonzero_exit(
     assert error.count("\n") == 1
     assert error.startswith("patchguard: ")
     assert re.search(message, error)
+
+
+def test_the_twin_is_the_same_network_without_any_defence() -> None:
+    settings = FitConfig(data="x")
+    settings.recipe.model.weights = "robust.safetensors"
+    training = settings.recipe.training
+    training.awp, training.attention, training.steps = 0.01, {1: 1.0}, 400
+    training.attack.persistent = training.attack.project = True
+    twin = fitting.undefended(settings).recipe
+    assert twin.model == replace(settings.recipe.model, weights="none")
+    assert twin.training.attack.eps == "0/255"
+    assert (twin.training.awp, twin.training.attention, twin.training.steps) == (0.0, {}, 100)
+    assert not twin.training.attack.persistent
+    settings.recipe.model.weights = "hub"
+    assert fitting.undefended(settings).recipe.model.weights == "hub"
 
 
 def test_help_and_import_stay_light() -> None:

@@ -97,17 +97,26 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
 
 
 def test_differences_are_paired_by_data_and_seed(tmp_path: Path) -> None:
-    first = {("a", 0): 0.5, ("a", 1): 0.6, ("b", 0): 0.7, ("b", 1): 0.2}
-    second = {("a", 0): 0.52, ("a", 1): 0.66, ("b", 0): 0.74}
+    first = {("a", 0): 0.5, ("a", 1): 0.6, ("a", 2): 0.1, ("b", 0): 0.7, ("b", 1): 0.2}
+    second = {("a", 0): 0.52, ("a", 1): 0.66, ("a", 2): 0.9, ("b", 0): 0.74, ("b", 1): 0.22}
     runs = [made(tmp_path, name, "fast", seed, at) for (name, seed), at in first.items()]
     runs += [made(tmp_path, name, "slow", seed, at) for (name, seed), at in second.items()]
     table = report.differences(runs, "image")
     found = row(table, "mean of 2", "slow − fast")
-    error = stdev([0.02, 0.06, 0.04]) / math.sqrt(3)
-    assert found["pairs"] == "3"
-    assert found["4/255"] == found["clean"] == f"+0.040 ± {error:.3f}"
-    assert row(table, "b")["4/255"] == "+0.040"
+    error = stdev([0.03, 0.04]) / math.sqrt(2)
+    assert found["pairs"] == "2"  # of the seeds with which both have runs on both
+    assert found["4/255"] == found["clean"] == f"+0.035 ± {error:.3f}"
+    assert row(table, "a")["pairs"] == "3"
+    assert row(table, "b")["4/255"].startswith("+0.030")
     assert not any(name.startswith("legacy") for name in table.headings)
+
+
+def test_runs_that_overfitted_and_switched_are_told(tmp_path: Path) -> None:
+    kept, switched = (made(tmp_path, "a", "fast", seed, 0.5) for seed in (0, 1))
+    switched = replace(switched, provenance={**switched.provenance, "switched_to_pgd2_at_step": 7})
+    page = report.page([kept, switched], [], "patchguard study a")
+    assert "switched to PGD-2: a with seed 1 at step 7." in page
+    assert "PGD-2" not in report.page([kept], [], "patchguard study a")
 
 
 def test_data_without_masks_are_not_in_the_table_of_pixels(tmp_path: Path) -> None:

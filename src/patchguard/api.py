@@ -378,10 +378,9 @@ def study(
     runs = studying.plan(folders, settings, numbers, Path(out), twin=twin, evaluation=config)
     for run in runs:
         studying.check_same_settings(run)
+    studying.read_all(runs)
     failures = studying.carry_out(runs, _fit_planned, _tell)
-    finished = [run for run in runs if run.finished]
-    found = [studying.read(run) for run in finished]
-    studying.check_comparable(finished, found)
+    found = studying.read_all(runs)
     if found:
         written = studying.command(
             list(folders.values()),

@@ -330,7 +330,7 @@ def _seed(word: str) -> int:
 def _expanded(argv: list[str]) -> list[str]:
     """Bare flags get a value, and names of recipes become files."""
     words = [
-        f"{word}=true" if word in FLAGS and after not in ("true", "false") else word
+        f"{word}=true" if word in FLAGS and after.lower() not in ("true", "false") else word
         for word, after in zip(argv, [*argv[1:], ""], strict=True)
     ]
     for place, word in enumerate(words):

@@ -154,7 +154,7 @@ class InnerAttackConfig:
         step_size: step as a multiple of eps / steps.
         start: radius of the uniform random start as a multiple of eps; 0 starts at the image.
         project: clip the perturbation to eps (off in N-FGSM, whose noise may exceed it).
-        persistent: a normal image starts from where its last attack ended.
+        persistent: a normal image starts from where its last attack ended; needs ``project``.
         monitor: steps between looks for catastrophic overfitting of a single-step attack, which
             becomes PGD-2 where it shows; 0 never looks.
         dropout: leave dropout on inside the attack, as the released code does.
@@ -181,6 +181,12 @@ class InnerAttackConfig:
         _require(self.start >= 0, "attack.start", self.start, "0 or more")
         _require(0 <= self.spread <= 1, "attack.spread", self.spread, "in [0, 1]")
         _require(self.monitor >= 0, "attack.monitor", self.monitor, "0 or more")
+        _require(
+            self.project or not self.persistent,
+            "attack.project",
+            self.project,
+            "true with attack.persistent, or perturbations grow to twice eps",
+        )
 
 
 @dataclass

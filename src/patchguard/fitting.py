@@ -28,6 +28,7 @@ from patchguard.models.checkpoint import (
     read_config,
     save_weights,
     seal,
+    start_digest,
     write_config,
 )
 from patchguard.models.patchguard import PatchGuard
@@ -46,6 +47,10 @@ def undefended(settings: FitConfig) -> FitConfig:
     twin = deepcopy(settings)
     training = twin.recipe.training
     training.attack.eps, training.attack.keep_clean, training.attention = "0/255", False, {}
+    training.attack.persistent, training.awp = False, 0.0
+    if twin.recipe.model.weights != "hub":
+        # Those of a file or a run may be robust, and the control with them.
+        twin.recipe.model.weights = "none"
     training.steps = training.steps and max(1, round(TWIN_SHARE * training.steps))
     training.epochs = training.epochs and TWIN_SHARE * training.epochs
     # Steps without an attack take about half the time.
@@ -58,9 +63,10 @@ def is_defended(settings: FitConfig) -> bool:
     return parse_eps(settings.recipe.training.attack.eps) > 0
 
 
-def provenance(material: Material) -> dict[str, Any]:
-    """What decides a number besides the settings."""
+def provenance(material: Material, weights: str) -> dict[str, Any]:
+    """What decides a number besides the settings; ``weights`` is what the training starts from."""
     return {
+        "start_sha256": start_digest(weights),
         "versions": versions(),
         "device": f"{device().type}, {torch.get_num_threads()} threads",
         "foreground": material.foreground,
@@ -74,7 +80,7 @@ def provenance(material: Material) -> dict[str, Any]:
 
 
 def check(settings: FitConfig) -> None:
-    """Build the network once, without its pretrained weights; read the suite; count the steps.
+    """Build the network once, all but weights of the hub; read the suite; count the steps.
 
     Raises:
         PatchGuardError: settings that contradict each other; nothing is written yet.
@@ -82,7 +88,8 @@ def check(settings: FitConfig) -> None:
     recipe = settings.recipe
     total_steps(recipe.training, images=1)
     suite_of(settings.evaluation)
-    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    weights = "none" if recipe.model.weights == "hub" else recipe.model.weights
+    model = PatchGuard(replace(recipe.model, weights=weights), recipe.data.image_size)
     check_blocks(model, recipe.training)
 
 
@@ -116,16 +123,17 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     dataset = TrainingImages(normals.images, normals.foregrounds, recipe.data, settings.seed)
     logs = folder / "training"
     logs.mkdir(parents=True, exist_ok=True)
-    write_config(folder, settings, provenance(material))
+    write_config(folder, settings, provenance(material, recipe.model.weights))
     trained = train(
         dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs, tell=tell
     )
     tell(f"trained in {trained.seconds / 60:.1f} minutes")
     training = {
         "training_seconds": round(trained.seconds, 1),
+        "training_steps": trained.steps,
         "switched_to_pgd2_at_step": trained.switched_at,
     }
-    write_config(folder, settings, provenance(material) | training)
+    write_config(folder, settings, provenance(material, recipe.model.weights) | training)
     save_weights(trained.detector, folder)
     calibration = calibrate(trained.detector, material, settings.false_alarm_rate, tell)
     calibration.to_json(folder / CALIBRATION)

@@ -169,10 +169,26 @@ def carry_out(
                 f"interrupted in run {number} of {len(runs)}, {run.folder}: its state is saved; "
                 "give the same command again to go on"
             ) from stop
-        except PatchGuardError as fault:
-            tell(f"{run.folder} failed: {fault}")
-            failures.append(Failure(str(run.folder), str(fault)))
+        except (PatchGuardError, RuntimeError, OSError) as fault:
+            # Out of memory or disk space too: what the other runs found is worth a page.
+            reason = " ".join(str(fault).split())
+            tell(f"{run.folder} failed: {reason}")
+            failures.append(Failure(str(run.folder), reason))
     return failures
+
+
+def read_all(planned: Sequence[Planned]) -> list[StudyRun]:
+    """The finished runs for the tables: those of the first recipe first.
+
+    Raises:
+        PatchGuardError: as :func:`read` and :func:`check_comparable`.
+    """
+    recipes = list(dict.fromkeys(run.recipe for run in planned))
+    finished = [run for run in planned if run.finished]
+    finished.sort(key=lambda run: recipes.index(run.recipe))
+    found = [read(run) for run in finished]
+    check_comparable(finished, found)
+    return found
 
 
 def read(run: Planned) -> StudyRun:
@@ -323,4 +339,5 @@ def _facts(run: StudyRun) -> dict[str, Any]:
         facts[f"test images of {run.data}"] = run.test_sha256
     normals = run.provenance.get("images", {}).get("sha256")
     facts[f"normal images of {run.data} with seed {run.seed}"] = normals
+    facts[f"start weights of {run.recipe}"] = run.provenance.get("start_sha256")
     return facts

@@ -13,7 +13,6 @@ from patchguard.models.patchguard import PatchGuard
 from patchguard.models.sensitivity import (
     attention_change,
     attention_sensitivity,
-    head_bounds,
     jacobian_norm,
     layer_bounds,
     token_bounds,
@@ -49,16 +48,16 @@ def test_no_token_and_no_layer_is_more_sensitive_than_its_bound(logits: float) -
         assert (matrix_norm(found.flatten(2), 2) <= of_tokens[sample]).all()
 
 
-def test_the_bound_of_a_head_is_reached_by_uniform_attention() -> None:
-    """With equal logits only the values carry a change: ‖do‖ = ‖W_v‖ / √N."""
+def test_the_bound_of_a_token_is_reached_by_uniform_attention() -> None:
+    """With equal logits only the values carry a change: ‖dy‖ = ‖W_v‖ / √N where W_o = 1."""
     attention = layer(logits=0.0, heads=1)
-    values = matrix_norm(attention.qkv.weight[32:], 2)
-    bound = head_bounds(attention, tokens())
-    torch.testing.assert_close(bound.value, (values / 5**0.5).expand(2, 1, 5))
-    torch.testing.assert_close(bound.logits, torch.zeros(2, 1, 5).double())
     attention.proj.weight.copy_(torch.eye(16))
+    bound = token_bounds(attention, tokens())
+    values = matrix_norm(attention.qkv.weight[32:], 2)
+    torch.testing.assert_close(bound.value, (values / 5**0.5).expand(2, 5))
+    torch.testing.assert_close(bound.logits, torch.zeros(2, 5).double())
     found = matrix_norm(jacobian(attention, tokens()[0]).flatten(2), 2)
-    torch.testing.assert_close(found, bound.value[0, 0])
+    torch.testing.assert_close(found, bound.value[0])
 
 
 def test_the_jacobian_norm_of_a_linear_map_is_its_largest_singular_value() -> None:

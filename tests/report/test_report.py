@@ -146,9 +146,11 @@ def write_log(folder: Path, start: int, rows: list[tuple[int, float, float | Non
     log.parent.mkdir(parents=True)
     with log.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["attention_gradient_share", "eps", "loss", "step"])
+        degrees = ["attention_degree_1", "attention_degree_2"]
+        writer.writerow(["attention_gradient_share", *degrees, "eps", "loss", "step"])
         for step, loss, share in rows:
-            writer.writerow(["" if share is None else share, step / 2550, loss, step])
+            rare = ["", "", ""] if share is None else [share, 40.0, 20.0]
+            writer.writerow([*rare, step / 2550, loss, step])
 
 
 def alter_metrics(folder: Path, **changes: Any) -> None:
@@ -490,6 +492,11 @@ def test_a_self_test_warns_and_does_not_speak_of_defects(judged: Path, text: str
     assert "This is a self-test" in text
     assert "Good at finding pseudo-anomalies" in text
     assert "Pseudo-anomalies that pass" in text and "pseudo-anomalies caught" in text
+
+
+def test_the_attention_degree_of_every_block_is_drawn(page: str) -> None:
+    assert "Tokens that a token attends to" in words(page)
+    assert 'aria-label="attention degree over the training steps"' in page
 
 
 def test_a_resumed_training_takes_the_superseded_rows_back(rendered_run: Path) -> None:

@@ -1,5 +1,6 @@
 """Catastrophic overfitting: seen where it is, not where it is not, and acted upon."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.config import InnerAttackConfig
 from patchguard.detector import Detection, Detector
+from patchguard.errors import Interrupted
 from patchguard.training import callbacks
 from patchguard.training.module import AdversarialTraining
 from patchguard.training.monitor import Reading, look
@@ -36,7 +38,8 @@ def reading(detector: Detector, images: Tensor) -> Reading:
     normal = torch.zeros(count, dtype=torch.bool)
     single: Attack = PGD(image_score, steps=1, step_size=1.0, starts=[at_image], keep_best=False)
     batch = (images, normal, torch.zeros(count, height, width))
-    return look(detector, single, batch, EPS, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return look(detector, single, image_score, batch, EPS, generator)
 
 
 def test_a_loss_bent_so_that_one_step_finds_nothing_is_seen() -> None:
@@ -59,7 +62,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, gap: float) -> list[int]:
 
     def found(*_: Any) -> Reading:
         seen.append(len(seen))
-        return Reading(gap=gap, cosine=0.0)
+        return Reading(found=gap, trained=1.0, cosine=0.0)
 
     monkeypatch.setattr(callbacks, "look", found)
     return seen
@@ -72,9 +75,9 @@ def test_single_step_training_becomes_pgd_2_where_it_overfits_and_says_so(
     steps: list[int] = []
     attacked = AdversarialTraining.attacked
 
-    def counted(self: AdversarialTraining, batch: Any) -> Tensor:
+    def counted(self: AdversarialTraining, *arguments: Any) -> Tensor:
         steps.append(self.attack.steps)
-        return attacked(self, batch)
+        return attacked(self, *arguments)
 
     monkeypatch.setattr(AdversarialTraining, "attacked", counted)
     told: list[str] = []
@@ -87,6 +90,27 @@ def test_single_step_training_becomes_pgd_2_where_it_overfits_and_says_so(
     assert "PGD-2" in told[0]
     again = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
     assert again.switched_at == 2
+
+
+def test_a_run_that_switched_and_was_interrupted_goes_on_with_pgd_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looks(monkeypatch, gap=3.0)
+    config = settings(attack=InnerAttackConfig(ramp=0.0, monitor=2))
+    training_step = AdversarialTraining.training_step
+    steps: list[tuple[int, int]] = []
+
+    def stopped(self: AdversarialTraining, batch: Any, batch_idx: int) -> Tensor:
+        steps.append((self.global_step, self.attack.steps))
+        if len(steps) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(AdversarialTraining, "training_step", stopped)
+    with pytest.raises(Interrupted):
+        train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=lambda _: None)
+    train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=lambda _: None)
+    assert steps == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]
 
 
 def test_honest_single_step_training_stays_as_it_is(

@@ -15,9 +15,11 @@ from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig, TrainingConfig, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
+from patchguard.report.contents import training_curves
+from patchguard.training import module as training_module
 from patchguard.training.batches import StepSampler, TrainingImages, training_loader
 from patchguard.training.loss import PatchLoss, training_loss
-from patchguard.training.module import AdversarialTraining, inner_attack
+from patchguard.training.module import AdversarialTraining, images_of, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
 from trainings import MODEL, dataset, settings
 
@@ -85,7 +87,7 @@ def test_equal_seeds_reach_equal_weights_and_other_seeds_do_not(tmp_path: Path) 
     [
         {"attack": InnerAttackConfig()},
         {"attack": InnerAttackConfig(steps=2, project=True)},
-        {"attack": InnerAttackConfig(persistent=True, spread=0.5), "awp": 0.01},
+        {"attack": InnerAttackConfig(persistent=True, project=True, spread=0.5), "awp": 0.01},
         {"head_first": 0.7},
     ],
     ids=["single step", "pgd-2", "persistent", "head first"],
@@ -204,6 +206,60 @@ def test_the_backbone_rests_while_only_the_head_learns(tmp_path: Path) -> None:
     moved = learning.backbone.state_dict()
     assert not all(torch.equal(begun[name], now) for name, now in moved.items())
     assert not torch.equal(resting.discriminator.position, learning.discriminator.position)
+
+
+def test_weights_are_back_before_the_step_that_follows_their_perturbation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    begun = PatchGuard(MODEL, 32)
+    config = settings(awp=0.5, ema=0.0, lr=1e-30, attack=InnerAttackConfig(ramp=0.0))
+    still = trained(dataset(), config, 0, tmp_path / "still")
+    for before, after in zip(weights(begun), weights(still), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-20, rtol=0)
+    moved = [
+        trained(dataset(), replace(config, lr=1e-3, awp=awp), 0, tmp_path / str(awp))
+        for awp in (0.0, 0.5)
+    ]
+    assert not equal(*moved)
+
+
+def test_without_an_attack_there_is_no_perturbation_of_weights(tmp_path: Path) -> None:
+    config = settings(awp=0.5, attack=InnerAttackConfig(eps="0/255"))
+    assert trained(dataset(), config, 0, tmp_path)
+
+
+def test_what_an_attack_did_to_a_normal_image_is_where_the_next_one_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attack = InnerAttackConfig(ramp=0.0, project=True, persistent=True, step_size=0.01)
+    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 9, 0, images=6)
+    monkeypatch.setattr(module, "progress", lambda: 0.5)
+    assert module.perturbations is not None
+    batch = next(iter(training_loader(dataset(), 4)))
+    images, labels, masks = images_of(batch)
+    first = module.attacked(batch, images, labels, masks)
+    assert set(module.perturbations.known.nonzero().flatten().tolist()) == set(
+        batch["index"].tolist()
+    )
+    moved = 255 / 8 * (module.attacked(batch, images, labels, masks) - first).abs()
+    assert moved[:4].max() < 0.02
+    assert moved[4:].mean() > 0.2
+
+
+def test_persistent_perturbations_stay_in_the_ball() -> None:
+    with pytest.raises(PatchGuardError, match=r"attack\.project"):
+        InnerAttackConfig(persistent=True, project=False)
+
+
+def test_the_attention_degree_of_every_block_is_logged_once_in_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_module, "RARELY", 2)
+    train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
+    logged = training_curves(tmp_path / "csv")
+    for block in range(1, 5):
+        points = logged[f"attention_degree_{block}"]
+        assert points[:, 0].tolist() == [1, 3, 5]
+        assert ((points[:, 1] >= 1) & (points[:, 1] <= 4)).all()
 
 
 def test_each_step_draws_its_radius(monkeypatch: pytest.MonkeyPatch) -> None:

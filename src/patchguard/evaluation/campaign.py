@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from copy import copy as shallow_copy
 from copy import deepcopy
@@ -27,6 +27,9 @@ from patchguard.evaluation.outcome import Scored
 from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import Store
 from patchguard.evaluation.test_set import TestSet
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at how far the work is."""
 
 
 @dataclass(frozen=True)
@@ -126,26 +129,39 @@ class _Worker:
         return _Worker(deepcopy(self.detector).to(device), sources)
 
 
-def run_tasks(campaign: Campaign, tasks: Sequence[Task]) -> Iterator[int]:
-    """Run tasks on every device at once; yields how many are done."""
+def run_tasks(campaign: Campaign, tasks: Sequence[Task]) -> Iterator[float]:
+    """Run tasks on every device at once; yields, every few seconds, the fraction that is done."""
     idle: SimpleQueue[_Worker] = SimpleQueue()
     stopped = Event()
+    done: list[str] = []
+    total = sum(len(task.kept) for task in tasks)
     with _devices(campaign.detector) as devices:
         workers = _workers(campaign, devices[: len(tasks) if campaign.parallel else 1])
         for worker in workers:
             idle.put(worker)
         with ThreadPoolExecutor(len(workers), initializer=_one_thread) as pool:
-            running = [pool.submit(_run_task, campaign, task, idle, stopped) for task in tasks]
+            running = {
+                pool.submit(_run_task, campaign, task, idle, stopped, done) for task in tasks
+            }
             try:
-                for done, future in enumerate(as_completed(running), 1):
-                    future.result()
-                    yield done
+                while running:
+                    ended, running = wait(running, LOOK_EVERY, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        future.result()
+                    yield len(done) / total
             finally:
                 stopped.set()
                 pool.shutdown(cancel_futures=True)
 
 
-def _run_task(campaign: Campaign, task: Task, idle: SimpleQueue[_Worker], stopped: Event) -> None:
+def _run_task(
+    campaign: Campaign,
+    task: Task,
+    idle: SimpleQueue[_Worker],
+    stopped: Event,
+    done: list[str],
+) -> None:
+    """Attack a batch at all radii; ``done`` grows with each."""
     worker, store = idle.get(), campaign.store
     try:
         smaller: Tensor | None = None
@@ -156,6 +172,7 @@ def _run_task(campaign: Campaign, task: Task, idle: SimpleQueue[_Worker], stoppe
                     campaign, task, place, worker, stopped, smaller if earlier is None else earlier
                 )
             smaller = _images(store, kept)
+            done.append(kept)
     finally:
         idle.put(worker)
 

@@ -150,7 +150,7 @@ class _MemberRun:
             if not all(self._finished(key) for key in keys):
                 maps = [entry.scored.maps for entry in found[-len(keys) :]]
                 for done in run_tasks(self.campaign, self._tasks(number, keys, maps)):
-                    advance((number + done / len(self.batches)) / rounds)
+                    advance((number + done) / rounds)
             name = self.member.name + (f" round {number + 1}" if number < rounds - 1 else "")
             found += [
                 self._merged(name, key, place, worst[place]) for place, key in enumerate(keys)

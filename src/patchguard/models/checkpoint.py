@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from patchguard.config import FitConfig, from_plain
 from patchguard.errors import PatchGuardError
 from patchguard.models.patchguard import PatchGuard
+from patchguard.models.weights import run_folder
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -67,6 +68,14 @@ def load_detector(folder: Path) -> PatchGuard:
     except (SafetensorError, RuntimeError) as error:
         raise PatchGuardError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it") from error
     return model.eval()
+
+
+def start_digest(weights: str) -> str | None:
+    """The sha256 of the file or run that ``model.weights`` names, or None where it names none."""
+    if weights in ("none", "hub"):
+        return None
+    run = run_folder(weights)
+    return _digest(run / WEIGHTS if run else Path(weights))
 
 
 def seal(folder: Path, *names: str) -> None:

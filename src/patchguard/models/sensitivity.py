@@ -131,21 +131,6 @@ class Paths(NamedTuple):
         return self.value + self.logits
 
 
-def head_bounds(layer: Attention, tokens: Tensor) -> Paths:
-    """Bounds [B, heads, N] on ‖do_i‖ of every head and token: the module's inequality.
-
-    Args:
-        layer: a plain timm attention, see :class:`Attention`.
-        tokens: normalised tokens [B, N, C].
-
-    Raises:
-        PatchGuardError: attention that normalises queries, keys or its output, or gates it.
-    """
-    terms = _terms(layer, tokens)
-    value = vector_norm(terms.attention, dim=-1) * terms.value_norms[:, None]
-    return Paths(value, terms.query + vector_norm(terms.key, dim=-1))
-
-
 def token_bounds(layer: Attention, tokens: Tensor) -> Paths:
     """Bounds [B, N] on the change of each token's output of the whole sub-layer.
 
@@ -153,20 +138,14 @@ def token_bounds(layer: Attention, tokens: Tensor) -> Paths:
 
         ‖dy_i‖ ≤ ‖W_o‖ (‖W_v‖ max_h ‖p_i^h‖₂ + (Σ_h logits_h²)^½)
 
-    with ``logits_h`` of :func:`head_bounds`. For uniform attention without logits the right side
-    is ‖W_o‖ ‖W_v‖ / √N.
+    with ``logits_h`` the last two terms of the module's inequality in head h. For uniform attention
+    without logits the right side is ‖W_o‖ ‖W_v‖ / √N.
 
     Args:
         layer: a plain timm attention.
         tokens: normalised tokens [B, N, C].
-
-    Raises:
-        PatchGuardError: as :func:`head_bounds`.
     """
-    terms = _terms(layer, tokens)
-    widest = vector_norm(terms.attention, dim=-1).amax(1)
-    logits = terms.query + vector_norm(terms.key, dim=-1)
-    return terms.combined(widest, logits)
+    return _terms(layer, tokens).of_tokens()
 
 
 def layer_bounds(layer: Attention, tokens: Tensor) -> Paths:
@@ -179,13 +158,8 @@ def layer_bounds(layer: Attention, tokens: Tensor) -> Paths:
     Args:
         layer: a plain timm attention.
         tokens: normalised tokens [B, N, C].
-
-    Raises:
-        PatchGuardError: as :func:`head_bounds`.
     """
-    terms = _terms(layer, tokens)
-    logits = terms.query.amax(-1) + matrix_norm(terms.key, 2)
-    return terms.combined(matrix_norm(terms.attention, 2).amax(1), logits)
+    return _terms(layer, tokens).of_layer()
 
 
 def jacobian_norm(
@@ -261,13 +235,14 @@ def attention_sensitivity(
         generator: of its first directions, on the device of the images.
 
     Raises:
-        PatchGuardError: as :func:`head_bounds`.
+        PatchGuardError: attention that normalises queries, keys or its output, or gates it.
     """
+    layers = [_plain(block) for block in model.blocks]
     sublayers = attention_sublayers(model, images)
     with measured(model), unfused(model.blocks):
         return [
-            _sensitivity(_plain(block), sublayer, tokens, steps, generator)
-            for block, sublayer in zip(model.blocks, sublayers, strict=True)
+            _sensitivity(layer, sublayer, tokens, steps, generator)
+            for layer, sublayer in zip(layers, sublayers, strict=True)
         ]
 
 
@@ -290,13 +265,14 @@ def _sensitivity(
         generator=generator,
     )
     layer_norm = jacobian_norm(layer, inputs, steps=steps, generator=generator)
-    bound = token_bounds(layer, inputs)
+    terms = _terms(layer, inputs)
+    bound = terms.of_tokens()
     return Sensitivity(
-        degree=attention_degree(_terms(layer, inputs).attention).mean(1)[:, chosen],
+        degree=attention_degree(terms.attention).mean(1)[:, chosen],
         token_norm=token_norm.view(images, count),
         token_bound=Paths(bound.value[:, chosen], bound.logits[:, chosen]),
         layer_norm=layer_norm,
-        layer_bound=layer_bounds(layer, inputs),
+        layer_bound=terms.of_layer(),
         relative=layer_norm * _size(inputs) / _size(output),
     )
 
@@ -308,7 +284,6 @@ class _Terms(NamedTuple):
         attention: P [B, heads, N, N].
         query: s ‖Cov_i W_q‖, [B, heads, N].
         key: s ‖W_kᵀ q_i‖ p_ij ‖v_j - o_i‖, [B, heads, N, N].
-        value_norms: ‖W_v‖ of each head.
         value_norm: ‖W_v‖ of all heads together.
         output_norm: ‖W_o‖.
     """
@@ -316,13 +291,20 @@ class _Terms(NamedTuple):
     attention: Tensor
     query: Tensor
     key: Tensor
-    value_norms: Tensor
     value_norm: Tensor
     output_norm: Tensor
 
-    def combined(self, softmax: Tensor, logits: Tensor) -> Paths:
-        """Heads to the sub-layer: norms of the softmax, and bounds [B, heads, ...] on logits."""
-        value = self.value_norm * softmax
+    def of_tokens(self) -> Paths:
+        logits = self.query + vector_norm(self.key, dim=-1)
+        return self._combined(vector_norm(self.attention, dim=-1), logits)
+
+    def of_layer(self) -> Paths:
+        logits = self.query.amax(-1) + matrix_norm(self.key, 2)
+        return self._combined(matrix_norm(self.attention, 2), logits)
+
+    def _combined(self, softmax: Tensor, logits: Tensor) -> Paths:
+        """Heads to the sub-layer: norms of the softmax and bounds on logits, [B, heads, ...]."""
+        value = self.value_norm * softmax.amax(1)
         return Paths(self.output_norm * value, self.output_norm * vector_norm(logits, dim=1))
 
 
@@ -341,7 +323,6 @@ def _terms(layer: Attention, tokens: Tensor) -> _Terms:
         attention=attention,
         query=scale * _product_norm(_covariance(attention, values, keys), by_query),
         key=scale * reach[..., None] * attention * distances,
-        value_norms=matrix_norm(by_value, 2),
         value_norm=matrix_norm(by_value.flatten(0, 1), 2),
         output_norm=matrix_norm(layer.proj.weight, 2),
     )

@@ -182,11 +182,15 @@ def _two_classes(
     return figure, axes
 
 
-def training_curve(points: Floats, quantity: str) -> str:
-    """A logged quantity `[n, 2]` (step, value) over the training."""
+def training_curves(lines: Mapping[str, Floats], quantity: str) -> str:
+    """A logged quantity over the training: a line `[n, 2]` of (step, value), or several by name."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
-        axes.plot(points[:, 0], points[:, 1], color=OURS, linewidth=1.5)
+        for number, (name, points) in enumerate(lines.items(), 1):
+            strength = 0.25 + 0.75 * number / len(lines)
+            axes.plot(*points.T, color=OURS, linewidth=1.5, alpha=strength, label=name)
+        if len(lines) > 1:
+            _legend_above(axes)
         axes.set(xlabel="step", ylabel=quantity)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -19,6 +19,9 @@ from patchguard.report.contents import LEGACY, WORST, Gallery, Judged, Metrics, 
 from patchguard.report.page import page
 from patchguard.report.wording import metric, number, percent
 
+DEGREE = "attention_degree_"
+"""What the attention degrees of the blocks are logged under, with the block's number."""
+
 TOLD_ELSEWHERE = ("recipe", "evaluation")
 OURS, TWIN = "this detector", "undefended twin"
 LEVEL_OF = {"PASS": "good", "WARN": "fair", "FAIL": "poor", "SKIP": "unknown"}
@@ -301,14 +304,24 @@ def _training_panels(run: Run) -> list[Panel]:
     panels = []
     if "loss" in logged:
         caption = "The training loss; it may rise while the attack grows."
-        panels.append(Panel(Markup(plots.training_curve(logged["loss"], "loss")), caption))
+        drawing = plots.training_curves({"loss": logged["loss"]}, "loss")
+        panels.append(Panel(Markup(drawing), caption))
     if "eps" in logged:
-        points = logged["eps"] * [1, 255]
+        points = {"eps": logged["eps"] * [1, 255]}
         caption = "The radius of the attack inside the training."
-        panels.append(Panel(Markup(plots.training_curve(points, "eps (n/255)")), caption))
+        panels.append(Panel(Markup(plots.training_curves(points, "eps (n/255)")), caption))
     if "attention_gradient_share" in logged:
         caption = "The share of the attention term in the gradient; near 0 it would do nothing."
-        drawing = plots.training_curve(logged["attention_gradient_share"], "share of gradient")
+        share = {"share": logged["attention_gradient_share"]}
+        drawing = plots.training_curves(share, "share of gradient")
+        panels.append(Panel(Markup(drawing), caption))
+    blocks = sorted(int(name.removeprefix(DEGREE)) for name in logged if name.startswith(DEGREE))
+    if blocks:
+        # The last block and, before it, as many as can be told apart.
+        shown = blocks[:: -math.ceil(len(blocks) / 6)][::-1]
+        degrees = {f"block {block}": logged[f"{DEGREE}{block}"] for block in shown}
+        caption = "Tokens that a token attends to, effectively (exp of the entropy), by block."
+        drawing = plots.training_curves(degrees, "attention degree")
         panels.append(Panel(Markup(drawing), caption))
     return panels
 

@@ -128,7 +128,7 @@ def auroc_table(runs: Sequence[StudyRun], part: str) -> Table:
     rows = []
     for group in _groups(runs, scores):
         for recipe in _recipes(runs):
-            values = _by_seed(scores, group, recipe)
+            values = list(_by_seed(scores, group, recipe).values())
             cells = (over_seeds(each).text() for each in _in_columns(values, columns))
             if values:
                 rows.append((group.label, _marked(runs, group, recipe), str(len(values)), *cells))
@@ -136,7 +136,10 @@ def auroc_table(runs: Sequence[StudyRun], part: str) -> Table:
 
 
 def differences(runs: Sequence[StudyRun], part: str) -> Table:
-    """Each recipe minus the first one, over pairs of runs that share data and seed."""
+    """Each recipe minus the first one, over pairs of runs that share data and seed.
+
+    Of several data sets the means are taken seed by seed, as in :func:`auroc_table`.
+    """
     scores = _scores(runs, part)
     columns = [name for name in _columns(scores.values()) if not name.startswith(LEGACY)]
     first, *others = _recipes(runs)
@@ -324,15 +327,15 @@ def _kind(run: StudyRun) -> str:
     return f"{run.data} (self-test)" if run.metrics.self_test else run.data
 
 
-def _by_seed(scores: Scores, group: Group, recipe: str) -> list[dict[str, float]]:
+def _by_seed(scores: Scores, group: Group, recipe: str) -> dict[int, dict[str, float]]:
     """For each seed with a run on all data of the group, the mean over them."""
     seeds = sorted({seed for _, of_recipe, seed in scores if of_recipe == recipe})
-    keys = [[(name, recipe, seed) for name in group.data] for seed in seeds]
-    return [
-        _mean([scores[key] for key in of_seed])
-        for of_seed in keys
+    keys = {seed: [(name, recipe, seed) for name in group.data] for seed in seeds}
+    return {
+        seed: _mean([scores[key] for key in of_seed])
+        for seed, of_seed in keys.items()
         if all(key in scores for key in of_seed)
-    ]
+    }
 
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -341,10 +344,10 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _pairs(scores: Scores, group: Group, recipe: str, first: str) -> Iterator[dict[str, float]]:
-    for (name, of_recipe, seed), values in scores.items():
-        base = scores.get((name, first, seed))
-        if name in group.data and of_recipe == recipe and base is not None:
-            yield {column: values[column] - base[column] for column in values if column in base}
+    found, base = (_by_seed(scores, group, name) for name in (recipe, first))
+    for seed in sorted(found.keys() & base.keys()):
+        shared = [name for name in found[seed] if name in base[seed]]
+        yield {name: found[seed][name] - base[seed][name] for name in shared}
 
 
 def _marked(runs: Sequence[StudyRun], group: Group, recipe: str) -> str:
@@ -391,7 +394,7 @@ def _recipe(name: str, runs: Sequence[StudyRun]) -> str:
     return (
         f"Recipe `{name}`: {recipe.model.backbone}{start} at {recipe.data.image_size} px, "
         f"{_length(recipe.training)}, {recipe.training.batch_size} normal images a step, "
-        f"{_trained_against(recipe)}."
+        f"{_trained_against(recipe)}{_switched(name, runs)}."
     )
 
 
@@ -409,6 +412,16 @@ def _trained_against(recipe: Recipe) -> str:
         return "trained without an attack"
     steps = "1 step" if attack.steps == 1 else f"{attack.steps} steps"
     return f"trained against {attack.eps} in {steps}"
+
+
+def _switched(name: str, runs: Sequence[StudyRun]) -> str:
+    """Which of its runs the overfitting monitor put on PGD-2."""
+    at = [
+        f"{run.data} with seed {run.seed} at step {step}"
+        for run in runs
+        if run.recipe == name and (step := run.provenance.get("switched_to_pgd2_at_step"))
+    ]
+    return f"; overfitted to it and switched to PGD-2: {', '.join(at)}" if at else ""
 
 
 def _data(name: str, runs: Sequence[StudyRun]) -> str:

@@ -13,7 +13,7 @@ class WeightPerturbation:
     flattens the loss around those that are kept. It costs one more pass.
 
     Args:
-        model: whose weight matrices are moved; biases, norms and single vectors stay.
+        model: whose weights are moved, those of norms and biases excepted.
     """
 
     def __init__(self, model: nn.Module) -> None:

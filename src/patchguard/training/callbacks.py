@@ -71,7 +71,7 @@ class OverfittingMonitor(lightning.Callback):
     """Looks for catastrophic overfitting, and ends single-step training where it shows.
 
     Args:
-        batch: images that training does not see.
+        batch: normal images with pseudo-anomalies of which training sees none.
         every: steps between two looks.
         seed: of the looks.
         tell: receives the line that says so.
@@ -97,8 +97,9 @@ class OverfittingMonitor(lightning.Callback):
             return
         generator = torch.Generator(module.device).manual_seed(self.seed + step)
         images, labels, masks = (part.to(module.device) for part in images_of(self.batch))
-        reading = look(module.model, module.attack, (images, labels, masks), eps, generator)
-        module.log_dict({"overfitting_gap": reading.gap, "gradient_cosine": reading.cosine})
+        attacked = (images, labels, masks)
+        reading = look(module.model, module.attack, module.patch_loss, attacked, eps, generator)
+        module.log_now({"overfitting_gap": reading.gap, "gradient_cosine": reading.cosine})
         if reading.overfits:
             module.switch_attack()
             self.tell(

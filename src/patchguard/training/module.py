@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from copy import copy
 from typing import Any
 
 import lightning
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from patchguard.attacks.objectives import legacy
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig, TrainingConfig, parse_eps
+from patchguard.models.attention import attention_degrees
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.awp import WeightPerturbation
 from patchguard.training.batches import Batch
@@ -23,6 +25,8 @@ from patchguard.training.monitor import replacement
 from patchguard.training.persistent import Perturbations
 
 LOG_EVERY = 10
+RARELY = 10 * LOG_EVERY
+"""Steps between two measurements that cost passes of their own."""
 
 
 def inner_attack(loss: PatchLoss, config: InnerAttackConfig) -> PGD:
@@ -126,7 +130,7 @@ class AdversarialTraining(lightning.LightningModule):
 
     def switch_attack(self) -> None:
         """From now on PGD-2 instead of the single step."""
-        self.attack = replacement(self.patch_loss)
+        self.attack = replacement(self.attack)
         self.switched_at = self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -145,14 +149,17 @@ class AdversarialTraining(lightning.LightningModule):
         self.model.backbone.requires_grad_(self.progress() >= self.config.head_first)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, _, masks = images_of(batch)
-        attacked = self.attacked(batch)
+        images, labels, masks = images_of(batch)
+        attacked = self.attacked(batch, images, labels, masks)
+        if self._every(RARELY) and all(hasattr(block, "attn") for block in self.model.blocks):
+            degrees = attention_degrees(self.model, attacked).mean(1)
+            self.log_now({f"attention_degree_{n}": float(d) for n, d in enumerate(degrees, 1)})
         if self.config.attack.keep_clean:
             attacked, masks = torch.cat([images, attacked]), torch.cat([masks, masks])
-        if self.config.awp:
-            ramp = self.current_eps() / self.eps
+        if self.config.awp and self.current_eps():
+            size = self.config.awp * self.current_eps() / self.eps
             loss = torch.stack(self._losses(attacked, masks)).sum()
-            self.weight_perturbation.push(loss, self.config.awp * ramp)
+            self.weight_perturbation.push(loss, size)
         patches, attention = self._losses(attacked, masks)
         if self._every(LOG_EVERY):
             self._log_step(patches, attention)
@@ -161,17 +168,17 @@ class AdversarialTraining(lightning.LightningModule):
     def on_after_backward(self) -> None:
         self.weight_perturbation.pop()
 
-    def attacked(self, batch: Batch) -> Tensor:
-        """The images of a batch, normals first, under the inner attack at the current eps."""
-        images, labels, masks = images_of(batch)
+    def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        """The images of a batch under the inner attack at the current eps."""
         eps = self.drawn_eps()
         if eps == 0:
             return images
         if self.perturbations is None:
             return self.attack(self.model, images, labels, masks, eps=[eps])[0]
         index, flips = batch["index"], batch["flips"]
-        self.attack.starts = (self.perturbations.start(index, flips),)
-        attacked = self.attack(self.model, images, labels, masks, eps=[eps])[0]
+        attack = copy(self.attack)
+        attack.starts = (self.perturbations.start(index, flips),)
+        attacked = attack(self.model, images, labels, masks, eps=[eps])[0]
         self.perturbations.keep(index, flips, (attacked - images)[: len(index)])
         return attacked
 
@@ -214,9 +221,14 @@ class AdversarialTraining(lightning.LightningModule):
             "eps": self.current_eps(),
             "lr": self.current_lr(),
         }
-        if attention.requires_grad and self._every(10 * LOG_EVERY):
-            values["attention_gradient_share"] = self._gradient_share(attention, patches)
         self.log_dict(values)
+        if attention.requires_grad and self._every(RARELY):
+            self.log_now({"attention_gradient_share": self._gradient_share(attention, patches)})
+
+    def log_now(self, values: dict[str, float]) -> None:
+        """Log for this step alone; what Lightning logs it repeats until the next time."""
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
 
     def _every(self, steps: int) -> bool:
         """At the steps at which Lightning's loggers write."""

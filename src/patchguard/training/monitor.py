@@ -8,6 +8,7 @@ neighbouring points disagree (Andriushchenko and Flammarion, NeurIPS 2020).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from patchguard.attacks.pgd import PGD
 from patchguard.detector import Detector
 
 LARGEST_GAP = 2.0
+LEAST_LOSS = math.log(2)
+"""A difference of the loss of an image counts from a patch made undecided on."""
 STEPS = 10
 
 
@@ -28,38 +31,46 @@ class Reading:
     """What a look at a batch shows.
 
     Attributes:
-        gap: the mean loss under PGD-10 over that under the training attack, which is about 1 or
-            less while the latter is honest.
+        found: the mean loss of an image under PGD-10.
+        trained: that under the training attack, about the same while the latter is honest.
         cosine: of the gradients at an image and at a random point of its ball, mean over images.
     """
 
-    gap: float
+    found: float
+    trained: float
     cosine: float
 
     @property
+    def gap(self) -> float:
+        """How many times the loss of the training attack PGD-10 finds."""
+        return self.found / max(self.trained, torch.finfo(torch.float32).tiny)
+
+    @property
     def overfits(self) -> bool:
-        return self.gap > LARGEST_GAP
+        return self.gap > LARGEST_GAP and self.found - self.trained > LEAST_LOSS
 
 
 def look(
     detector: Detector,
     attack: Attack,
+    loss: Objective,
     batch: tuple[Tensor, Tensor, Tensor],
     eps: float,
     generator: torch.Generator,
 ) -> Reading:
-    """Compare the training attack with PGD-10 on images that are not trained on.
+    """Compare the training attack with PGD-10 on its objective, by the loss.
 
     Args:
         detector: in whatever mode; it is attacked in eval mode.
         attack: the single-step attack.
+        loss: of the training, not negative.
         batch: images [B, 3, H, W], labels [B] and masks [B, H, W].
         eps: radius of the ball, above 0.
         generator: of all random draws.
     """
     strong = PGD(attack.objective, steps=STEPS, keep_best=False)
     images, labels, masks = batch
-    problem = Problem(detector, images, labels, masks, attack.objective, attack.objective)
+    problem = Problem(detector, images, labels, masks, attack.objective, loss)
     with attackable(detector):
         losses = [
             problem.judged(each(detector, images, labels, masks, eps=[eps], generator=generator)[0])
@@ -68,12 +79,11 @@ def look(
         near = uniform(strong, problem, eps, generator)
         here, there = (problem.gradient(at, 1.0)[0].flatten(1) for at in (images, near))
     found, trained = (float(loss.mean()) for loss in losses)
-    return Reading(
-        gap=found / max(trained, torch.finfo(torch.float32).tiny),
-        cosine=float(functional.cosine_similarity(here, there).mean()),
+    return Reading(found, trained, float(functional.cosine_similarity(here, there).mean()))
+
+
+def replacement(attack: Attack) -> PGD:
+    """PGD-2, which takes the place of a single-step attack that is overfitted to."""
+    return PGD(
+        attack.objective, steps=2, step_size=1.25, keep_best=False, eval_mode=attack.eval_mode
     )
-
-
-def replacement(objective: Objective) -> PGD:
-    """The attack that takes the place of one that is overfitted to: PGD-2."""
-    return PGD(objective, steps=2, step_size=1.25, keep_best=False)

@@ -41,8 +41,10 @@ class Perturbations:
 
     def keep(self, index: Tensor, flips: Tensor, changes: Tensor) -> None:
         """Remember the changes [B, 3, H, W] of these normals."""
-        self.changes[index.cpu()] = _flipped(changes, flips).to(self.changes)
-        self.known[index.cpu()] = True
+        # One by one: a batch may hold an image twice, and then the last one counts.
+        for image, change in zip(index.tolist(), _flipped(changes, flips), strict=True):
+            self.changes[image] = change
+            self.known[image] = True
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"changes": self.changes, "known": self.known}

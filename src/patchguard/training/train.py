@@ -32,11 +32,13 @@ class Trained:
     Attributes:
         detector: in eval mode on the CPU; averaged weights where the recipe has them.
         seconds: that the training took, interruptions left out.
+        steps: of the optimiser.
         switched_at: the step at which catastrophic overfitting ended single-step training.
     """
 
     detector: PatchGuard
     seconds: float
+    steps: int
     switched_at: int | None
 
 
@@ -94,7 +96,7 @@ def train(
     if resume.interrupted:
         raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
     resume.save(trainer)
-    return Trained(module.detector.cpu(), module.elapsed, module.switched_at)
+    return Trained(module.detector.cpu(), module.elapsed, trainer.global_step, module.switched_at)
 
 
 def _monitor(
