@@ -292,7 +292,8 @@ def test_a_block_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("fast", 32), ("clean", 32), ("strong", 32), ("paper", 28)]
+    ("name", "size"),
+    [("fast", 32), ("clean", 32), ("pretrain", 32), ("strong", 32), ("paper", 28)],
 )
 def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
     recipe = load_recipe(name)
