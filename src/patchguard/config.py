@@ -410,7 +410,7 @@ SUITES = Path(__file__).parent / "attacks" / "suites"
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of that name (``fast``, ``strong``, ``paper``, ``clean``, ``pretrain``) or in that YAML file.
+    """The recipe of that name (see ``training/recipes``) or in that YAML file.
 
     Raises:
         PatchGuardError: no such recipe, or a setting of the wrong name or type.
