@@ -190,7 +190,7 @@ def training_curves(lines: Mapping[str, Floats], quantity: str) -> str:
             strength = 0.25 + 0.75 * number / len(lines)
             axes.plot(*points.T, color=OURS, linewidth=1.5, alpha=strength, label=name)
         if len(lines) > 1:
-            _legend_above(axes)
+            _legend_above(axes, columns=len(lines))
         axes.set(xlabel="step", ylabel=quantity)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -223,11 +223,11 @@ def _axes() -> tuple[Figure, Any]:
     return figure, figure.add_axes(AXES)
 
 
-def _legend_above(axes: Any) -> None:
+def _legend_above(axes: Any, columns: int = 3) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=3,
+        ncols=columns,
         frameon=False,
         borderaxespad=0.2,
         handlelength=1.6,

@@ -319,7 +319,7 @@ def _training_panels(run: Run) -> list[Panel]:
     if blocks:
         # The last block and, before it, as many as can be told apart.
         shown = blocks[:: -math.ceil(len(blocks) / 6)][::-1]
-        degrees = {f"block {block}": logged[f"{DEGREE}{block}"] for block in shown}
+        degrees = {str(block): logged[f"{DEGREE}{block}"] for block in shown}
         caption = "Tokens that a token attends to, effectively (exp of the entropy), by block."
         drawing = plots.training_curves(degrees, "attention degree")
         panels.append(Panel(Markup(drawing), caption))
