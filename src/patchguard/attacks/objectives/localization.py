@@ -258,16 +258,17 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, margin: Tensor) -> Tensor:
         wrong, right = margin.sigmoid(), (-margin).sigmoid()
-        ctx.save_for_backward(wrong, right)
-        of_prediction = torch.xlogy(right, right) + wrong * math.log(2)
-        return (of_prediction - (1 + right) * ((1 + right) / 2).log()) / 2
+        of_right = right.clamp_min(torch.finfo(right.dtype).tiny).log()
+        of_mixture = ((1 + right) / 2).log()
+        ctx.save_for_backward(wrong * right * (of_mixture + math.log(2) - of_right) / 2)
+        of_prediction = right * of_right + wrong * math.log(2)
+        return (of_prediction - (1 + right) * of_mixture) / 2
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        wrong, right = ctx.saved_tensors
-        positive = right.clamp_min(torch.finfo(right.dtype).tiny)
-        slope: Tensor = wrong * right * (1 + 1 / positive).log() / 2
-        return gradient * slope
+        (slope,) = ctx.saved_tensors
+        scaled: Tensor = gradient * slope
+        return scaled
 
 
 class Tsallis(MarginObjective):
