@@ -320,7 +320,7 @@ def test_the_twin_is_the_same_network_without_any_defence() -> None:
     twin = fitting.undefended(settings).recipe
     assert twin.model == replace(settings.recipe.model, weights="none")
     assert twin.training.attack.eps == "0/255"
-    assert (twin.training.awp, twin.training.attention, twin.training.steps) == (0.0, {}, 100)
+    assert (twin.training.awp, twin.training.attention, twin.training.steps) == (0.0, {}, 400)
     assert not twin.training.attack.persistent
     settings.recipe.model.weights = "hub"
     assert fitting.undefended(settings).recipe.model.weights == "hub"
