@@ -11,7 +11,7 @@ from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
 
 DEMO_CATEGORY = "fabric"
-DEMO_STEPS = 700
+DEMO_STEPS = 800
 
 if TYPE_CHECKING:
     from patchguard.deploy.predict import Prediction
