@@ -38,6 +38,7 @@ from patchguard.training.train import check_blocks, total_steps, train
 
 Tell = Callable[[str], None]
 
+
 def undefended(settings: FitConfig) -> FitConfig:
     """The settings of the twin: the same network, data and steps, no attack, no attention term.
 
