@@ -326,6 +326,13 @@ def test_the_twin_is_the_same_network_without_any_defence() -> None:
     assert fitting.undefended(settings).recipe.model.weights == "hub"
 
 
+def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 0
+    assert "fit" in capsys.readouterr().out
+
+
 def test_help_and_import_stay_light() -> None:
     script = (
         "import sys, contextlib, io, patchguard, patchguard.cli\n"

@@ -292,7 +292,7 @@ def _run(argv: list[str]) -> int:
             command.add_argument(parameter, nargs="+", help="one or several")
         command.add_function_arguments(function, as_positional=True, skip=set(several))
         commands.add_subcommand(name, command, help=command.description)
-    settings = instantiate(parser, parser.parse_args(_expanded(argv)))
+    settings = instantiate(parser, parser.parse_args(_expanded(argv or ["--help"])))
     name = settings["command"]
     COMMANDS[name](**settings[name])
     return 0
