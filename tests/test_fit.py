@@ -294,6 +294,12 @@ def test_an_empty_mask_is_named(run: Path, tree: Path, tmp_path: Path) -> None:
         (["predict", "no_such_run", "x", "--out", "y"], "no_such_run|x"),
         (["report", "no_such_run"], "no_such_run"),
         (["frobnicate"], "frobnicate"),
+        (["fit"], "DATA is missing"),
+        (["fit", ".", "--step", "3"], r"--step 3 \(see patchguard fit --help"),
+        (["fit", ".", "--steps", "few"], "--steps few: expected int "),
+        (["fit", ".", "--recipe.training.precision", "16"], "expected one of '32', 'bf16'"),
+        (["study", ".", "--recipes", ""], "no recipes"),
+        (["study", ".", "--evaluation.eps", ""], "evaluation.eps"),
     ],
 )
 def test_bad_input_gets_one_line_and_a_nonzero_exit(

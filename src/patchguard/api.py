@@ -367,7 +367,7 @@ def study(
     from patchguard.report import study as report
 
     folders = studying.data_names(_several(data))
-    files = studying.recipe_names(_several(recipes or default_recipe()))
+    files = studying.recipe_names(_several(default_recipe() if recipes is None else recipes))
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
     config = evaluation or EvaluationConfig()
     settings = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +157,9 @@ def predict(run: str, images: str, out: str = "predictions", maps: bool = False)
         else:
             print(f"{found.verdict:9}  {found.score:8.3f}  p {found.p_value:.3f}  {found.image}")
 
-    api.predict(run, images, out=out, maps=maps, each=show)
+    done = api.predict(run, images, out=out, maps=maps, each=show)
+    if not done:
+        raise PatchGuardError(f"{images}: none of the {len(faults)} files could be read")
     print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
     if faults:
         raise PatchGuardError(f"{len(faults)} of the files could not be read; the rest is in {out}")
@@ -220,7 +223,7 @@ def study(
     """
     api.study(
         data,
-        recipes=_listed(recipes) if recipes else None,
+        recipes=None if recipes is None else _listed(recipes),
         seeds=[_seed(word) for word in _listed(seeds)],
         out=out,
         page=page,
@@ -258,7 +261,30 @@ class _Parser(ArgumentParser):
     """A parser that says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise PatchGuardError(f"{' '.join(str(message).split())} (see {self.prog} --help)")
+        told = _in_terms_of_options(" ".join(str(message).split()))
+        raise PatchGuardError(f"{told} (see {self.prog.replace(' [options]', '')} --help)")
+
+
+def _in_terms_of_options(message: str) -> str:
+    """What jsonargparse says about its keys and types, said of options."""
+    missing = re.match(r"Option '(?:\w+\.)?(\w+)' is required", message)
+    if missing:
+        return f"{missing[1].upper()} is missing"
+    wrong = re.fullmatch(r'Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)', message)
+    if not wrong:
+        return message
+    key, reasons, given = wrong.groups()
+    names = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|typing.Literal\[(.*?)\])", reasons)
+    wanted = [kind or f"one of {literal}" for kind, literal in names if kind != "NoneType"]
+    return f"--{key} {given}: expected {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _in_terms_of_files(error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file where a folder has to go; choose another --out"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder where a file has to go; choose another --out"
+    return str(error)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -271,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"patchguard: {error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 1
     except OSError as error:
-        print(f"patchguard: {error}", file=sys.stderr)
+        print(f"patchguard: {_in_terms_of_files(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("patchguard: interrupted", file=sys.stderr)
@@ -285,7 +311,9 @@ def _run(argv: list[str]) -> int:
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         command = _Parser(
-            description=(function.__doc__ or "").splitlines()[0], usage=_usage(name, function)
+            description=(function.__doc__ or "").splitlines()[0],
+            usage=_usage(name, function),
+            allow_abbrev=False,
         )
         several = _several(function)
         for parameter in several:

@@ -51,6 +51,8 @@ class AnomalyConfig:
         count_max: most patches per image.
         contrast_floor: least mean absolute change of a patch's pixels, none counted for more than
             twice that; at most 0.5.
+        curriculum: fraction of the training over which patches, large and of high contrast at
+            first, become those described here.
     """
 
     shapes: list[AnomalyShape] = field(
@@ -61,6 +63,7 @@ class AnomalyConfig:
     side_max: float = 0.5
     count_max: int = 2
     contrast_floor: float = 0.05
+    curriculum: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -74,6 +77,10 @@ class AnomalyConfig:
             )
         if self.count_max < 1:
             raise PatchGuardError(f"anomalies.count_max={self.count_max}: choose at least 1.")
+        if not 0 <= self.curriculum <= 1:
+            raise PatchGuardError(
+                f"anomalies.curriculum={self.curriculum}: choose a value in [0, 1]."
+            )
         if not 0 <= self.contrast_floor <= 0.5:
             raise PatchGuardError(
                 f"anomalies.contrast_floor={self.contrast_floor}: choose a value in [0, 0.5]."
@@ -148,7 +155,9 @@ class InnerAttackConfig:
         objective: what it raises: the training ``loss``, or ``legacy``, the mean of the normal
             patch logits minus that of the anomalous ones, as published.
         eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
-        ramp: fraction of the training over which eps grows linearly from 0.
+        warmup: fraction of the training without an attack.
+        ramp: fraction of the training at which eps has grown to its final value, linearly from 0
+            at the end of the warm-up.
         spread: each step draws its radius uniformly from (1 - spread) · eps to eps.
         steps: gradient steps.
         step_size: step as a multiple of eps / steps.
@@ -163,6 +172,7 @@ class InnerAttackConfig:
 
     objective: Literal["loss", "legacy"] = "loss"
     eps: str = "8/255"
+    warmup: float = 0.0
     ramp: float = 0.8
     spread: float = 0.0
     steps: int = 1
@@ -177,6 +187,7 @@ class InnerAttackConfig:
     def __post_init__(self) -> None:
         parse_eps(self.eps)
         _require(0 <= self.ramp <= 1, "attack.ramp", self.ramp, "in [0, 1]")
+        _require(0 <= self.warmup < 1, "attack.warmup", self.warmup, "in [0, 1)")
         _require(self.steps >= 1, "attack.steps", self.steps, "at least 1")
         _require(self.start >= 0, "attack.start", self.start, "0 or more")
         _require(0 <= self.spread <= 1, "attack.spread", self.spread, "in [0, 1]")
@@ -331,7 +342,7 @@ class EvaluationConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _require(self.eps != [], "evaluation.eps", self.eps, "a list of radii")
+        _require(self.eps not in ([], ""), "evaluation.eps", self.eps, "a list of radii")
         few = self.images is not None and self.images < 2
         _require(not few, "evaluation.images", self.images, "at least 2")
         _require(self.looks >= 1, "evaluation.looks", self.looks, "at least 1")

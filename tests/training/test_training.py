@@ -17,7 +17,7 @@ from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.report.contents import training_curves
 from patchguard.training import module as training_module
-from patchguard.training.batches import StepSampler, TrainingImages, training_loader
+from patchguard.training.batches import Draw, StepSampler, TrainingImages, training_loader
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, images_of, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
@@ -26,6 +26,11 @@ from trainings import MODEL, dataset, settings
 
 def trained(data: TrainingImages, config: TrainingConfig, seed: int, folder: Path) -> PatchGuard:
     return train(data, MODEL, config, seed=seed, folder=folder).detector
+
+
+def halfway(_step: int) -> float:
+    """A progress of no matter to the test."""
+    return 0.5
 
 
 def weights(model: PatchGuard) -> list[Tensor]:
@@ -39,8 +44,8 @@ def equal(first: PatchGuard, second: PatchGuard) -> bool:
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     for number, (first, second) in enumerate(
         zip(
-            training_loader(dataset(workers=0), 4),
-            training_loader(dataset(workers=2), 4),
+            training_loader(dataset(workers=0), 4, halfway),
+            training_loader(dataset(workers=2), 4, halfway),
             strict=False,
         )
     ):
@@ -51,23 +56,26 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
 
 
 def test_a_pseudo_anomaly_differs_from_its_normal_image_inside_the_mask_only() -> None:
-    item = dataset()[(0, 1)]
+    item = dataset()[Draw(0, 1, 0.5)]
     changed = (item["normal"] != item["anomalous"]).any(0)
     assert changed.any()
     assert not (changed & ~item["mask"]).any()
 
 
 def test_every_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
-    sampler = iter(StepSampler(images=6, batch_size=4, seed=0))
+    sampler = iter(StepSampler(6, 4, 0, halfway))
     visits = [visit for _ in range(3) for visit in next(sampler)]
     first, second = visits[:6], visits[6:]
-    assert [sorted(index for _, index in epoch) for epoch in (first, second)] == [[*range(6)]] * 2
-    assert {epoch for epoch, _ in first} == {0}
-    assert [index for _, index in first] != [index for _, index in second]
+    assert [sorted(draw.image for draw in epoch) for epoch in (first, second)] == [[*range(6)]] * 2
+    assert {draw.epoch for draw in first} == {0}
+    assert [draw.image for draw in first] != [draw.image for draw in second]
 
 
 def test_a_sampler_that_starts_later_continues_the_same_sequence() -> None:
-    whole, resumed = iter(StepSampler(6, 4, 0)), iter(StepSampler(6, 4, 0, first_step=2))
+    whole, resumed = (
+        iter(StepSampler(6, 4, 0, halfway)),
+        iter(StepSampler(6, 4, 0, halfway, first_step=2)),
+    )
     for _ in range(2):
         next(whole)
     assert next(whole) == next(resumed)
@@ -89,8 +97,9 @@ def test_equal_seeds_reach_equal_weights_and_other_seeds_do_not(tmp_path: Path) 
         {"attack": InnerAttackConfig(steps=2, project=True)},
         {"attack": InnerAttackConfig(persistent=True, project=True, spread=0.5), "awp": 0.01},
         {"head_first": 0.7},
+        {"attack": InnerAttackConfig(warmup=0.5)},
     ],
-    ids=["single step", "pgd-2", "persistent", "head first"],
+    ids=["single step", "pgd-2", "persistent", "head first", "warm-up"],
 )
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -118,6 +127,29 @@ def _interrupting_at(step: int) -> Callable[..., Tensor]:
     return training_step
 
 
+def test_a_batch_knows_how_far_the_training_is() -> None:
+    sampler = iter(StepSampler(6, 4, 0, lambda step: step / 10, first_step=3))
+    assert [{draw.progress for draw in next(sampler)} for _ in range(3)] == [{0.3}, {0.4}, {0.5}]
+
+
+@pytest.mark.parametrize(
+    ("step", "eps"), [(0, 0), (19, 0), (20, 0), (35, 2), (50, 4), (80, 8), (90, 8)]
+)
+def test_eps_rests_then_grows_then_stays(step: int, eps: float, monkeypatch: Any) -> None:
+    attack = InnerAttackConfig(warmup=0.2, ramp=0.8)
+    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 100, 0, images=6)
+    monkeypatch.setattr(module, "progress", lambda: step / 100)
+    assert 255 * module.current_eps() == pytest.approx(eps)
+
+
+def test_without_a_ramp_eps_is_there_from_the_end_of_the_warmup(monkeypatch: Any) -> None:
+    attack = InnerAttackConfig(warmup=0.2, ramp=0.0)
+    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 100, 0, images=6)
+    for progress, eps in ((0.1, 0), (0.2, 8)):
+        monkeypatch.setattr(module, "progress", lambda progress=progress: progress)
+        assert 255 * module.current_eps() == pytest.approx(eps)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = trained(dataset(), settings(), 0, tmp_path)
     again = trained(dataset(), settings(), 0, tmp_path)
@@ -135,7 +167,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     config = settings(steps=60, ema=0.0, attack=InnerAttackConfig(eps="2/255"))
     data = dataset()
     after = trained(data, config, 0, tmp_path)
-    batch = next(iter(training_loader(data, 16, first_step=100)))
+    batch = next(iter(training_loader(data, 16, halfway, first_step=100)))
 
     images = torch.cat([batch["normal"], batch["anomalous"]])
     masks = torch.cat([torch.zeros_like(batch["mask"]), batch["mask"]])
@@ -234,7 +266,7 @@ def test_what_an_attack_did_to_a_normal_image_is_where_the_next_one_starts(
     module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 9, 0, images=6)
     monkeypatch.setattr(module, "progress", lambda: 0.5)
     assert module.perturbations is not None
-    batch = next(iter(training_loader(dataset(), 4)))
+    batch = next(iter(training_loader(dataset(), 4, halfway)))
     images, labels, masks = images_of(batch)
     first = module.attacked(batch, images, labels, masks)
     assert set(module.perturbations.known.nonzero().flatten().tolist()) == set(

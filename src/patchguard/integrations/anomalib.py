@@ -303,7 +303,7 @@ def _read(path: Path, trust: bool) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise PatchGuardError(
             f"{path}: holds more than tensors and plain values, and reading it would run code from "
-            "the file; if you trust its author, load it with trust=True"
+            "the file; if you trust its author, add --trust (in Python trust=True)"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise PatchGuardError(f"{path}: not a checkpoint, or a damaged one") from error

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
 from patchguard.detector import to_tensor
@@ -34,8 +36,16 @@ class Batch(TypedDict):
     flips: Tensor
 
 
+class Draw(NamedTuple):
+    """Which item of a batch: an image, in the pass over all images, at a point of the training."""
+
+    epoch: int
+    image: int
+    progress: float
+
+
 class TrainingImages(Dataset[Batch]):
-    """Normal images in memory; item ``(epoch, index)`` is made of that seed triple alone.
+    """Normal images in memory; an item is made of the seed and its :class:`Draw` alone.
 
     Args:
         images: float32 [H, W, 3] in [0, 1], all of the detector's size.
@@ -59,15 +69,16 @@ class TrainingImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
-        epoch, index = item
+    def __getitem__(self, item: Draw) -> Batch:
+        epoch, index, progress = item
         rng = sample_rng(self.seed, epoch, index)
         image = self.images[index]
         foreground = self.foregrounds[index]
         flips = [self.config.flips and rng.random() < 0.5 for _ in range(2)]
         axes = [axis for axis, flipped in enumerate(flips) if flipped]
         image, foreground = np.flip(image, tuple(axes)), np.flip(foreground, tuple(axes))
-        anomalous, mask = make_pseudo_anomaly(image, foreground, rng, self.config.anomalies)
+        anomalies = anomalies_at(self.config.anomalies, progress)
+        anomalous, mask = make_pseudo_anomaly(image, foreground, rng, anomalies)
         return Batch(
             normal=to_tensor(image),
             anomalous=to_tensor(anomalous),
@@ -78,9 +89,8 @@ class TrainingImages(Dataset[Batch]):
 
     def unseen(self, images: int) -> Batch:
         """Up to that many normals with pseudo-anomalies that no training batch holds."""
-        count = min(images, len(self))
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
-        batch: Batch = default_collate([self[_NO_EPOCH, int(index)] for index in chosen])
+        chosen = np.linspace(0, len(self) - 1, min(images, len(self))).round().astype(int)
+        batch: Batch = default_collate([self[Draw(_NO_EPOCH, int(index), 1.0)] for index in chosen])
         return batch
 
 
@@ -88,42 +98,66 @@ _NO_EPOCH = 2**31
 """Further than any training gets."""
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batches of ``(epoch, index)`` that depend on the seed and the step alone.
+class StepSampler(Sampler[list[Draw]]):
+    """Endless batches that depend on the seed and the step alone.
 
     Epochs are concatenated permutations, so every batch is full and a run resumed at any step
     sees what the uninterrupted run would have seen.
+
+    Args:
+        images: how many there are.
+        batch_size: of them in a batch.
+        seed: of the permutations.
+        progress: the fraction of the training done at a step, in [0, 1].
+        first_step: where to begin.
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        seed: int,
+        progress: Callable[[int], float],
+        first_step: int = 0,
+    ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
+        self.progress = progress
         self.first_step = first_step
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        position = self.first_step * self.batch_size
+    def __iter__(self) -> Iterator[list[Draw]]:
         order_epoch, order = -1, np.empty(0, dtype=int)
-        while True:
-            batch = []
-            for place in range(position, position + self.batch_size):
+        for step in count(self.first_step):
+            batch, progress = [], self.progress(step)
+            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
                 epoch, offset = divmod(place, self.images)
                 if epoch != order_epoch:
                     order_epoch = epoch
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-                batch.append((epoch, int(order[offset])))
+                batch.append(Draw(epoch, int(order[offset]), progress))
             yield batch
-            position += self.batch_size
 
 
 def training_loader(
-    dataset: TrainingImages, batch_size: int, *, first_step: int = 0
+    dataset: TrainingImages,
+    batch_size: int,
+    progress: Callable[[int], float],
+    *,
+    first_step: int = 0,
 ) -> DataLoader[Batch]:
-    """Batches from ``first_step`` on; results do not depend on the number of workers."""
+    """Batches from ``first_step`` on; results do not depend on the number of workers.
+
+    Args:
+        dataset: what they are made of.
+        batch_size: normal images in each, and as many pseudo-anomalies.
+        progress: the fraction of the training done at a step, in [0, 1].
+        first_step: where to begin.
+    """
     workers = dataset.config.workers
     return DataLoader(
         dataset,
-        batch_sampler=StepSampler(len(dataset), batch_size, dataset.seed, first_step),
+        batch_sampler=StepSampler(len(dataset), batch_size, dataset.seed, progress, first_step),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),

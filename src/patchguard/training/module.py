@@ -107,15 +107,22 @@ class AdversarialTraining(lightning.LightningModule):
 
     def progress(self) -> float:
         """The fraction of the training that is done, in [0, 1]."""
+        return self.progress_at(self.global_step)
+
+    def progress_at(self, step: int) -> float:
+        """The same at another step; what is known of it now when the length is in minutes."""
         if self.total_steps is not None:
-            return min(1.0, self.global_step / self.total_steps)
+            return min(1.0, step / self.total_steps)
         assert self.config.minutes is not None
         return min(1.0, self.elapsed / (60 * self.config.minutes))
 
     def current_eps(self) -> float:
-        """The radius of the inner attack now: a linear ramp, then constant."""
-        ramp = self.config.attack.ramp
-        return self.eps * (min(1.0, self.progress() / ramp) if ramp else 1.0)
+        """The radius of the inner attack now: 0, then a linear ramp, then constant."""
+        warmup, ramp = self.config.attack.warmup, self.config.attack.ramp
+        progress = self.progress()
+        if progress < warmup:
+            return 0.0
+        return self.eps * (min(1.0, (progress - warmup) / (ramp - warmup)) if ramp > warmup else 1)
 
     def drawn_eps(self) -> float:
         """The radius of this step: at most the current one."""

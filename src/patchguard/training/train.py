@@ -86,7 +86,7 @@ def train(
     module = AdversarialTraining(model, config, steps, seed, len(dataset))
     resume = ResumePoint(folder / "resume.ckpt")
     first_step = saved_step(resume.path)
-    loader = training_loader(dataset, config.batch_size, first_step=first_step)
+    loader = training_loader(dataset, config.batch_size, module.progress_at, first_step=first_step)
     callbacks = [*_monitor(dataset, config, seed, tell), TrainingProgress(), resume]
     trainer = _trainer(config, folder, first_step, callbacks)
     with warnings.catch_warnings():
