@@ -124,6 +124,8 @@ class ModelConfig:
         heads: attention heads of the discriminator block.
         hidden: width of the discriminator's MLP.
         dropout: dropout of the discriminator block.
+        position_std: standard deviation of the position code that is added to the tokens before
+            the discriminator block, at the start of training; 1 as published.
         top_k: the image score is the mean of this many largest patch logits.
         blur_sigma: standard deviation in pixels of the Gaussian that smooths the map.
         blur_radius: radius in pixels at which that Gaussian is cut.
@@ -134,6 +136,7 @@ class ModelConfig:
     heads: int = 4
     hidden: int = 512
     dropout: float = 0.2
+    position_std: float = 1.0
     top_k: int = 3
     blur_sigma: float = 3.0
     blur_radius: int = 7
@@ -142,6 +145,7 @@ class ModelConfig:
         _require(self.heads >= 1, "model.heads", self.heads, "at least 1")
         _require(self.hidden >= 1, "model.hidden", self.hidden, "at least 1")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _require(self.position_std >= 0, "model.position_std", self.position_std, "0 or more")
         _require(self.top_k >= 1, "model.top_k", self.top_k, "at least 1")
         _require(self.blur_sigma > 0, "model.blur_sigma", self.blur_sigma, "above 0")
         _require(self.blur_radius >= 0, "model.blur_radius", self.blur_radius, "0 or more")

@@ -112,7 +112,7 @@ def test_recorded_attention_is_a_distribution_and_leaves_the_output_alone(
 ) -> None:
     images = torch.rand(2, 3, 48, 48)
     plain = model(images).score
-    with record_attention([model.blocks[1], model.blocks[3]]) as maps:
+    with record_attention([model.blocks[1], model.blocks[2]]) as maps:
         recorded = model(images).score
     assert [rows.shape for rows in maps] == [(2, 4, 9, 9)] * 2
     torch.testing.assert_close(maps[0].sum(-1), torch.ones(2, 4, 9))

@@ -312,14 +312,14 @@ def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> No
 
     assert term({}) == 0
     model.eval()
-    once, both, last = term({2: 1.0}), term({2: 1.0, 4: 3.0}), term({4: 3.0})
+    once, both, last = term({2: 1.0}), term({2: 1.0, 3: 3.0}), term({3: 3.0})
     torch.testing.assert_close(both, once + last)
     (gradient,) = torch.autograd.grad(once, model.blocks[1].attn.qkv.weight)  # type: ignore[union-attr]
     assert gradient.abs().sum() > 0
 
 
 def test_a_block_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PatchGuardError, match=r"block 9; patchguard_mini has blocks 1 to 4"):
+    with pytest.raises(PatchGuardError, match=r"block 9; patchguard_mini has blocks 1 to 3"):
         train(dataset(), MODEL, settings(attention={9: 1.0}), seed=0, folder=tmp_path)
 
 

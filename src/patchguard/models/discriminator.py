@@ -12,11 +12,28 @@ from torch import Tensor, nn
 
 
 class Discriminator(nn.Module):
-    """Position code, one transformer block, one logit per patch (PatchGuard, CVPR 2025)."""
+    """Position code, one transformer block, one logit per patch (PatchGuard, CVPR 2025).
 
-    def __init__(self, tokens: int, dim: int, heads: int, hidden: int, dropout: float) -> None:
+    Args:
+        tokens: N, how many patches there are.
+        dim: C, the width of their tokens.
+        heads: of the block's attention.
+        hidden: width of the block's MLP.
+        dropout: in the block.
+        position_std: standard deviation of the random position code that training starts from.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        dim: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        position_std: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.randn(1, tokens, dim))
+        self.position = nn.Parameter(position_std * torch.randn(1, tokens, dim))
         self.block = Block(
             dim,
             heads,

@@ -46,7 +46,12 @@ class PatchGuard(Detector):
         self.register_buffer("std", std)
         grid = self.backbone.patch_embed.grid_size[0]
         self.discriminator = Discriminator(
-            grid * grid, self.backbone.embed_dim, config.heads, config.hidden, config.dropout
+            grid * grid,
+            self.backbone.embed_dim,
+            config.heads,
+            config.hidden,
+            config.dropout,
+            config.position_std,
         )
         self.map_head = MapHead(grid, image_size, config.blur_sigma, config.blur_radius)
         self.grid = grid

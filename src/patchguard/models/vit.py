@@ -25,6 +25,27 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(1, channels)
 
 
+class Refinement(nn.Module):
+    """Adds to features [B, C, h, w] what a 3x3 convolution sees around them; nothing at first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            group_norm(channels),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 1),
+        )
+        last = self.change[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        refined: Tensor = features + self.change(features)
+        return refined
+
+
 class ConvStem(nn.Module):
     """Patch embedding by stride-2 convolutions (Xiao et al. 2021; Singh et al. 2023).
 
@@ -38,6 +59,7 @@ class ConvStem(nn.Module):
         embed_dim: C.
         in_chans: channels of the input.
         norm: makes the norm behind a convolution from its number of channels.
+        refined: a :class:`Refinement` behind each convolution of stride 2.
     """
 
     def __init__(
@@ -47,6 +69,7 @@ class ConvStem(nn.Module):
         embed_dim: int,
         in_chans: int = 3,
         norm: Callable[[int], nn.Module] = group_norm,
+        refined: bool = False,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -54,6 +77,8 @@ class ConvStem(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), norm(after), nn.GELU()]
+            if refined:
+                layers.append(Refinement(after))
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
         self.patch_size = (patch_size, patch_size)
         self.img_size = (img_size, img_size)
@@ -69,21 +94,21 @@ class ConvStem(nn.Module):
 
 
 def patchguard_mini(image_size: int, patch_size: int = 16) -> VisionTransformer:
-    """Convolutional stem, width 128, 4 blocks of 4 heads.
+    """Refined convolutional stem, width 128, 3 blocks of 4 heads, average-pooled (no class token).
 
-    It has no final norm: the discriminator's block normalises its input.
+    Made to be trained from random weights on a few hundred images: most of what such a training
+    learns under attack, it learns in the convolutions.
     """
     return VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
-        embed_layer=ConvStem,
+        embed_layer=partial(ConvStem, refined=True),
         embed_dim=128,
-        depth=4,
+        depth=3,
         num_heads=4,
         num_classes=0,
         class_token=False,
         global_pool="avg",
-        final_norm=False,
         fc_norm=False,
     )
 
