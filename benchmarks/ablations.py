@@ -26,7 +26,7 @@ from patchguard.config import EvaluationConfig, Recipe, from_plain, load_recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no-attention": {"training.attention": {}},
-    "attention-x10": {"training.attention": {2: 10.0, 3: 10.0, 4: 10.0}},
+    "attention-x10": {"training.attention": {2: 10.0, 3: 10.0}},
     "pgd-2": {
         "training.attack.steps": 2,
         "training.attack.step_size": 1.25,
@@ -35,6 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "persistent": {"training.attack.persistent": True, "training.attack.project": True},
     "spread": {"training.attack.spread": 0.75},
+    "no-warmup": {"training.attack.warmup": 0.0},
+    "no-curriculum": {"data.anomalies.curriculum": 0.0},
+    "position-1": {"model.position_std": 1.0},
     "no-ramp": {"training.attack.ramp": 0.0},
     "eps-10": {"training.attack.eps": "10/255"},
     "awp": {"training.awp": 0.005},
