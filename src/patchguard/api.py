@@ -278,9 +278,12 @@ def predict(
 
 def write_report(run: str | Path) -> Path:
     """Render ``report.html`` of a run folder from the files in it; returns its path."""
+    from patchguard.models.checkpoint import METRICS
     from patchguard.report.render import render_report
 
     path = render_report(Path(run))
+    if not (Path(run) / METRICS).exists():
+        _tell(f"{run} is not evaluated yet: patchguard evaluate {run} DATA")
     _tell(f"report: {path}")
     return path
 

@@ -51,6 +51,8 @@ class AnomalyConfig:
         count_max: most patches per image.
         contrast_floor: least mean absolute change of a patch's pixels, none counted for more than
             twice that; at most 0.5.
+        copies: share of the patches tried that are neither distorted nor rotated, like something
+            missing or in the wrong place; those that change too little are tried again.
         curriculum: fraction of the training over which patches, large and of high contrast at
             first, become those described here.
     """
@@ -63,6 +65,7 @@ class AnomalyConfig:
     side_max: float = 0.5
     count_max: int = 2
     contrast_floor: float = 0.05
+    copies: float = 0.0
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class AnomalyConfig:
             )
         if self.count_max < 1:
             raise PatchGuardError(f"anomalies.count_max={self.count_max}: choose at least 1.")
+        if not 0 <= self.copies <= 1:
+            raise PatchGuardError(f"anomalies.copies={self.copies}: choose a value in [0, 1].")
         if not 0 <= self.curriculum <= 1:
             raise PatchGuardError(
                 f"anomalies.curriculum={self.curriculum}: choose a value in [0, 1]."

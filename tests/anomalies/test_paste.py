@@ -271,3 +271,19 @@ def test_gallery_shows_each_image_its_foreground_and_its_anomalies():
 def test_gallery_names_what_is_wrong(images, columns):
     with pytest.raises(PatchGuardError, match="gallery"):
         gallery(images, [disc()] * len(images), AnomalyConfig(), seed=0, columns=columns)
+
+
+@pytest.mark.parametrize("copies", [0.0, 1.0])
+def test_copies_and_only_they_are_pieces_of_the_image(copies):
+    image = textured()
+    config = AnomalyConfig(
+        shapes=["rectangle"], blends=["opaque"], count_max=1, contrast_floor=0.0, copies=copies
+    )
+    for index in range(10):
+        rng = sample_rng(0, 0, index)
+        anomaly, mask = make_pseudo_anomaly(image, FOREGROUNDS["full"], rng, config)
+        (top, left), (bottom, right) = np.argwhere(mask).min(0), np.argwhere(mask).max(0) + 1
+        pasted = anomaly[top:bottom, left:right]
+        pieces = np.lib.stride_tricks.sliding_window_view(image, pasted.shape)[:, :, 0]
+        nearest = np.abs(pieces - pasted).max(axis=(2, 3, 4)).min()
+        assert (nearest < 1e-5) == bool(copies)

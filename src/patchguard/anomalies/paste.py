@@ -160,8 +160,13 @@ def _draw_patch(
     rng: np.random.Generator,
     config: AnomalyConfig,
 ) -> _Patch:
-    """Distort the source, rotate it by -90 to 90 degrees and blend it into the target."""
-    angle = rng.uniform(-np.pi / 2, np.pi / 2)
+    """Distort the source, rotate it by -90 to 90 degrees and blend it into the target.
+
+    Or neither distort nor rotate it, `config.copies` of the time: what belongs elsewhere is here,
+    and what belongs here is missing.
+    """
+    copied = rng.random() < config.copies
+    angle = 0.0 if copied else rng.uniform(-np.pi / 2, np.pi / 2)
     rows, cols = _rotated_extent(target, angle, free.shape)
     down, right = _unrotated(target, rows, cols, angle)
     shape: AnomalyShape = config.shapes[rng.integers(len(config.shapes))]
@@ -172,12 +177,12 @@ def _draw_patch(
 
     row, col = np.nonzero(inside)
     colours = bilinear(
-        distort(source.of(image), rng),
+        source.of(image) if copied else distort(source.of(image), rng),
         down[row, col] + np.float32((target.height - 1) / 2),
         right[row, col] + np.float32((target.width - 1) / 2),
     )
     if shape == "line":
-        # A sliver of a texture on the same texture would be lost in it.
+        # Also a copy: a sliver of a texture on the same texture would be lost in it.
         colours += np.float32(shade(rng))
     row, col, weight = rows[row], cols[col], opacity[row, col][:, None]
     below = image[row, col]
