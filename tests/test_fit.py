@@ -283,7 +283,6 @@ def test_an_empty_mask_is_named(run: Path, tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit"], "data"),
         (["fit", "no_such_folder"], "no_such_folder"),
         (["fit", "x", "--recipe", "no_such_recipe"], "no_such_recipe"),
         (["fit", "x", "--recipe.data.image_sise", "3"], "image_sise"),
