@@ -258,7 +258,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 class _Parser(ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that takes no abbreviations and says what is wrong in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         told = _in_terms_of_options(" ".join(str(message).split()))
@@ -267,8 +270,9 @@ class _Parser(ArgumentParser):
 
 def _in_terms_of_options(message: str) -> str:
     """What jsonargparse says about its keys and types, said of options."""
-    missing = re.match(r"Option '(?:\w+\.)?(\w+)' is required", message)
-    if missing:
+    # Its versions word this differently, and none speaks of the command's DATA.
+    missing = re.search(r"(?:Option '|Key \"|required: )\w+\.(\w+)", message)
+    if missing and "required" in message:
         return f"{missing[1].upper()} is missing"
     wrong = re.fullmatch(r'Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)', message)
     if not wrong:
@@ -281,9 +285,9 @@ def _in_terms_of_options(message: str) -> str:
 
 def _in_terms_of_files(error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file where a folder has to go; choose another --out"
+        return f"{error.filename} is a file where a folder has to be; give another path"
     if isinstance(error, IsADirectoryError):
-        return f"{error.filename} is a folder where a file has to go; choose another --out"
+        return f"{error.filename} is a folder where a file has to be; give another path"
     return str(error)
 
 
@@ -313,7 +317,6 @@ def _run(argv: list[str]) -> int:
         command = _Parser(
             description=(function.__doc__ or "").splitlines()[0],
             usage=_usage(name, function),
-            allow_abbrev=False,
         )
         several = _several(function)
         for parameter in several:

@@ -113,10 +113,10 @@ def test_degrees_are_those_of_every_block_and_head_and_leave_the_mode_alone() ->
     model = PatchGuard(ModelConfig(hidden=64), 48).train()
     found = attention_degrees(model, torch.rand(2, 3, 48, 48))
     assert model.training
-    assert found.shape == (4, 4)
+    assert found.shape == (3, 4)
     assert (found >= 1).all()
     assert (found <= 9).all()
     for block in model.blocks:
         block.attn.qkv.weight.data.zero_()  # type: ignore[union-attr]
     uniform = attention_degrees(model, torch.rand(2, 3, 48, 48))
-    torch.testing.assert_close(uniform, torch.full((4, 4), 9.0))
+    torch.testing.assert_close(uniform, torch.full((3, 4), 9.0))

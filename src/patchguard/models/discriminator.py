@@ -30,7 +30,7 @@ class Discriminator(nn.Module):
         heads: int,
         hidden: int,
         dropout: float,
-        position_std: float = 1.0,
+        position_std: float,
     ) -> None:
         super().__init__()
         self.position = nn.Parameter(position_std * torch.randn(1, tokens, dim))

@@ -96,8 +96,7 @@ class ConvStem(nn.Module):
 def patchguard_mini(image_size: int, patch_size: int = 16) -> VisionTransformer:
     """Refined convolutional stem, width 128, 3 blocks of 4 heads, average-pooled (no class token).
 
-    Made to be trained from random weights on a few hundred images: most of what such a training
-    learns under attack, it learns in the convolutions.
+    Small enough to be trained from random weights on a CPU.
     """
     return VisionTransformer(
         img_size=image_size,

@@ -122,7 +122,9 @@ class AdversarialTraining(lightning.LightningModule):
         progress = self.progress()
         if progress < warmup:
             return 0.0
-        return self.eps * (min(1.0, (progress - warmup) / (ramp - warmup)) if ramp > warmup else 1)
+        if progress >= ramp:
+            return self.eps
+        return self.eps * ((progress - warmup) / (ramp - warmup))
 
     def drawn_eps(self) -> float:
         """The radius of this step: at most the current one."""
