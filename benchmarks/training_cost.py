@@ -60,7 +60,8 @@ def on_the_same_backbone(paper: Recipe, other: Recipe) -> Recipe:
     """The published recipe with the network and the image size of another.
 
     The attention term goes to the blocks at a half, three quarters and the end, divided once more
-    by the number of tokens as in the release; the discriminator stays the published one.
+    by the number of tokens as in the release; where two of these are the same block, it has the sum
+    of their weights. The discriminator stays the published one.
     """
     model = replace(
         paper.model,
@@ -72,7 +73,9 @@ def on_the_same_backbone(paper: Recipe, other: Recipe) -> Recipe:
     built = PatchGuard(replace(model, weights="none"), other.data.image_size)
     tokens = built.grid**2 + built.backbone.num_prefix_tokens
     depth = len(built.blocks)
-    attention = {round(depth * block / 12): weight / tokens for block, weight in PUBLISHED.items()}
+    attention = dict.fromkeys((round(depth * block / 12) for block in PUBLISHED), 0.0)
+    for block, weight in PUBLISHED.items():
+        attention[round(depth * block / 12)] += weight / tokens
     data = replace(paper.data, image_size=other.data.image_size, workers=other.data.workers)
     return replace(
         paper, model=model, data=data, training=replace(paper.training, attention=attention)
