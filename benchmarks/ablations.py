@@ -1,6 +1,6 @@
 """What each setting of a recipe is worth: one change at a time, several seeds, worst case.
 
-    python benchmarks/ablations.py OUT DATA [DATA ...] [--variants no-attention awp ...]
+    python benchmarks/ablations.py OUT DATA [DATA ...] [--variants attention awp ...]
         [--recipe fast] [--steps 500] [--seeds 0 1 2] [--eps 2/255 4/255 8/255]
 
 Settings are chosen on these numbers, so DATA must hold no test images that anybody reports on:
@@ -25,7 +25,7 @@ import patchguard
 from patchguard.config import EvaluationConfig, Recipe, from_plain, load_recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "no-attention": {"training.attention": {}},
+    "attention": {"training.attention": {2: 1.0, 3: 1.0}},
     "attention-x10": {"training.attention": {2: 10.0, 3: 10.0}},
     "pgd-2": {
         "training.attack.steps": 2,
