@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "spread": {"training.attack.spread": 0.75},
     "no-warmup": {"training.attack.warmup": 0.0},
     "no-curriculum": {"data.anomalies.curriculum": 0.0},
+    "no-variation": {"data.variation": {}},
     "no-copies": {"data.anomalies.copies": 0.0},
     "position-1": {"model.position_std": 1.0},
     "no-ramp": {"training.attack.ramp": 0.0},

@@ -234,6 +234,11 @@ def test_a_typo_leaves_no_run_folder_behind(
         ["--recipe.data.image_size", "50"],
         ["--recipe.training.attention", "{9: 1.0}"],
         ["--recipe.model.heads", "3"],
+        ["--recipe.data.variation.shift", "0.8"],
+        [
+            *("--recipe.training.attack.persistent", "true"),
+            *("--recipe.training.attack.project", "true", "--recipe.data.variation.shift", "0.1"),
+        ],
         ["--recipe.model.weights", "missing.safetensors"],
         ["--evaluation.eps", "[4/25a]"],
         ["--evaluation.suite", "no_such_suite"],

@@ -93,6 +93,46 @@ class AnomalyConfig:
 
 
 @dataclass
+class VariationConfig:
+    """How far normal images are varied before anything is pasted into them; 0 leaves them alone.
+
+    Args:
+        rotation: largest rotation in degrees, either way.
+        zoom: largest change of size, as a fraction, either way.
+        shift: largest shift along each axis, as a fraction of the side.
+        contrast: largest change of contrast, as a fraction, either way.
+        brightness: largest change of all values, which are in [0, 1].
+    """
+
+    rotation: float = 0.0
+    zoom: float = 0.0
+    shift: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("rotation", 180),
+            ("zoom", 1),
+            ("shift", 0.5),
+            ("contrast", 1),
+            ("brightness", 0.5),
+        ):
+            value = getattr(self, name)
+            _require(0 <= value <= most, f"data.variation.{name}", value, f"in [0, {most}]")
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything changes its place."""
+        return bool(self.rotation or self.zoom or self.shift)
+
+    @property
+    def lights(self) -> bool:
+        """Whether contrast or brightness changes."""
+        return bool(self.contrast or self.brightness)
+
+
+@dataclass
 class DataConfig:
     """How images become training batches.
 
@@ -101,6 +141,7 @@ class DataConfig:
         foreground: how the foreground is found.
         anomalies: how pseudo-anomalies are made.
         flips: random horizontal and vertical flips of the training images.
+        variation: random movements and light of the training images.
         workers: loader processes.
     """
 
@@ -108,6 +149,7 @@ class DataConfig:
     foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
     anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
     flips: bool = True
+    variation: VariationConfig = field(default_factory=VariationConfig)
     workers: int = 1
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ from patchguard.models.checkpoint import (
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material
-from patchguard.training.train import check_blocks, total_steps, train
+from patchguard.training.train import check_settings, total_steps, train
 
 Tell = Callable[[str], None]
 
@@ -88,7 +88,7 @@ def check(settings: FitConfig) -> None:
     suite_of(settings.evaluation)
     weights = "none" if recipe.model.weights == "hub" else recipe.model.weights
     model = PatchGuard(replace(recipe.model, weights=weights), recipe.data.image_size)
-    check_blocks(model, recipe.training)
+    check_settings(model, recipe.data, recipe.training)
 
 
 def check_same_images(folder: Path, material: Material) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
+from patchguard.data.variation import vary
 from patchguard.detector import to_tensor
 
 
@@ -50,7 +51,7 @@ class TrainingImages(Dataset[Batch]):
     Args:
         images: float32 [H, W, 3] in [0, 1], all of the detector's size.
         foregrounds: bool [H, W], one for each image.
-        config: pseudo-anomalies and flips.
+        config: pseudo-anomalies, flips and variation.
         seed: with epoch and index, the source of all of a sample's randomness.
     """
 
@@ -77,6 +78,7 @@ class TrainingImages(Dataset[Batch]):
         flips = [self.config.flips and rng.random() < 0.5 for _ in range(2)]
         axes = [axis for axis, flipped in enumerate(flips) if flipped]
         image, foreground = np.flip(image, tuple(axes)), np.flip(foreground, tuple(axes))
+        image, foreground = vary(image, foreground, rng, self.config.variation)
         anomalies = anomalies_at(self.config.anomalies, progress)
         anomalous, mask = make_pseudo_anomaly(image, foreground, rng, anomalies)
         return Batch(

@@ -13,7 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from patchguard.config import ModelConfig, TrainingConfig, parse_eps
+from patchguard.config import DataConfig, ModelConfig, TrainingConfig, parse_eps
 from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
@@ -82,7 +82,7 @@ def train(
     steps = total_steps(config, len(dataset))
     torch.manual_seed(seed)
     model = PatchGuard(model_config, dataset.config.image_size)
-    check_blocks(model, config)
+    check_settings(model, dataset.config, config)
     module = AdversarialTraining(model, config, steps, seed, len(dataset))
     resume = ResumePoint(folder / "resume.ckpt")
     first_step = saved_step(resume.path)
@@ -148,11 +148,11 @@ def _trainer(
     )
 
 
-def check_blocks(model: PatchGuard, config: TrainingConfig) -> None:
-    """The attention term names blocks that exist.
+def check_settings(model: PatchGuard, data: DataConfig, config: TrainingConfig) -> None:
+    """The attention term names blocks that exist, and persistent perturbations fit their images.
 
     Raises:
-        PatchGuardError: it does not.
+        PatchGuardError: they do not.
     """
     for number in config.attention:
         if not 1 <= number <= len(model.blocks):
@@ -160,3 +160,8 @@ def check_blocks(model: PatchGuard, config: TrainingConfig) -> None:
                 f"training.attention names block {number}; "
                 f"{model.config.backbone} has blocks 1 to {len(model.blocks)}"
             )
+    if config.attack.persistent and data.variation.moves:
+        raise PatchGuardError(
+            "training.attack.persistent keeps what was done to an image where it was, but "
+            "data.variation moves images: set its rotation, zoom and shift to 0"
+        )

@@ -1,0 +1,68 @@
+"""A normal image as it might also have been taken: moved a little, in slightly other light."""
+
+from __future__ import annotations
+
+from math import cos, radians, sin
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from patchguard.config import VariationConfig
+from patchguard.detector import to_tensor
+
+
+def vary(
+    image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, config: VariationConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random variation of a normal image, and its foreground moved likewise.
+
+    Every magnitude is uniform up to what the settings allow. What comes in from outside the image
+    is its reflection.
+
+    Args:
+        image: float32 [S, S, 3] in [0, 1].
+        foreground: bool [S, S].
+        rng: source of all randomness; nothing is drawn when nothing may vary.
+        config: how far.
+
+    Returns:
+        An image and a foreground of the same shapes, types and ranges.
+    """
+    if config.moves:
+        turn, zoom, *shift = rng.uniform(-1, 1, 4)
+        grid = _grid(
+            radians(config.rotation * turn),
+            (1 + config.zoom) ** zoom,
+            [2 * config.shift * part for part in shift],
+            len(image),
+        )
+        image = _sampled(to_tensor(image), grid, "bicubic").permute(1, 2, 0).numpy()
+        mask = torch.from_numpy(foreground.astype(np.float32))[None]
+        foreground = _sampled(mask, grid, "nearest")[0].numpy() > 0.5
+    if config.lights:
+        contrast, brightness = rng.uniform(-1, 1, 2)
+        gain = np.float32((1 + config.contrast) ** contrast)
+        middle = image.mean(dtype=np.float32)
+        image = (image - middle) * gain + middle + np.float32(config.brightness * brightness)
+    return np.clip(image, 0, 1), foreground
+
+
+def _grid(angle: float, zoom: float, shift: list[float], size: int) -> Tensor:
+    """Where each pixel is taken from, [1, S, S, 2], with the sides of the image at -1 and 1."""
+    across, down = shift
+    theta = [
+        [cos(angle) / zoom, -sin(angle) / zoom, across],
+        [sin(angle) / zoom, cos(angle) / zoom, down],
+    ]
+    to_input = torch.tensor([theta], dtype=torch.float32)
+    return functional.affine_grid(to_input, [1, 1, size, size], align_corners=False)
+
+
+def _sampled(planes: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """Planes [C, S, S] at the points of a grid."""
+    sampled = functional.grid_sample(
+        planes[None], grid, mode=mode, padding_mode="reflection", align_corners=False
+    )
+    return sampled[0]
