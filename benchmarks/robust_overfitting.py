@@ -1,0 +1,100 @@
+"""Are normal images learned by heart? Attacked normals of the training beside held-out ones.
+
+    python benchmarks/robust_overfitting.py DATA RUN [RUN ...] [--eps 4/255 8/255] [--seed 0]
+
+DATA is what the runs were trained on. Of each run the image AUROC of its training normals and of
+the normals held out for calibration, both against the same pseudo-anomalies, made from all of them
+without variation or flips; normals and pseudo-anomalies attacked by PGD-20 on the score. A
+detector that generalises has the same AUROC on both. No test image is looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import patchguard
+from patchguard.attacks.objectives import image_score
+from patchguard.attacks.pgd import PGD
+from patchguard.config import VariationConfig, parse_eps
+from patchguard.deploy.calibration import required_normals
+from patchguard.evaluation.metrics import image_metrics
+from patchguard.models.checkpoint import read_config
+from patchguard.models.patchguard import PatchGuard
+from patchguard.training.batches import TrainingImages
+from patchguard.training.material import Normals, prepare
+
+
+def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
+    """The normals that a run was trained on, and those it held out."""
+    settings, _ = read_config(run)
+    plain = replace(settings.recipe.data, variation=VariationConfig(), flips=False)
+    material = prepare(
+        data,
+        plain,
+        calibration_images=required_normals(settings.false_alarm_rate),
+        seed=settings.seed,
+        strict=False,
+        tell=print,
+    )
+
+    def images(normals: Normals) -> TrainingImages:
+        return TrainingImages(normals.images, normals.foregrounds, plain, settings.seed)
+
+    return images(material.train), images(material.held_out)
+
+
+def scores(model: PatchGuard, images: Tensor, anomalous: bool, eps: float, seed: int) -> Tensor:
+    """Scores [B] of images, all normal or all anomalous, under the attack."""
+    labels = torch.full((len(images),), anomalous)
+    if eps:
+        generator = torch.Generator().manual_seed(seed)
+        attack = PGD(image_score)
+        masks = torch.zeros_like(images[:, 0])
+        (images,) = attack(model, images, labels, masks, eps=[eps], generator=generator)
+    with torch.no_grad():
+        found: Tensor = model(images)[0]
+    return found
+
+
+def auroc(normal: Tensor, anomalous: Tensor) -> float:
+    """Image AUROC."""
+    labels = [0] * len(normal) + [1] * len(anomalous)
+    return image_metrics(torch.cat([normal, anomalous]), labels).auroc
+
+
+def row(model: PatchGuard, parts: tuple[TrainingImages, ...], eps: float, seed: int) -> str:
+    """AUROC of both kinds of normals, and how far they are apart."""
+    batches = [part.unseen(len(part)) for part in parts]
+    pasted = torch.cat([batch["anomalous"] for batch in batches])
+    anomalous = scores(model, pasted, True, eps, seed)
+    trained, held_out = (
+        auroc(scores(model, batch["normal"], False, eps, seed), anomalous) for batch in batches
+    )
+    return f"{trained:9.3f} {held_out:9.3f} {trained - held_out:+9.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--eps", nargs="+", default=["4/255", "8/255"])
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(f"{arguments.data.name}, PGD-20, seed {arguments.seed}, torch {version('torch')}")
+    for run in arguments.runs:
+        model, parts = patchguard.load(run), both(arguments.data, run)
+        print(f"{run}: {len(parts[0])} training and {len(parts[1])} held-out normals")
+        print(f"{'eps':>6} {'training':>9} {'held out':>9} {'apart':>9}")
+        for eps in ["0/255", *arguments.eps]:
+            found = row(model, parts, parse_eps(eps), arguments.seed)
+            print(f"{eps:>6} {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
