@@ -152,6 +152,28 @@ def test_prediction_is_at_the_resolution_of_the_image(
         assert row["verdict"] == ("anomalous" if row["score"] > threshold else "normal")
 
 
+def test_nothing_readable_to_predict_fails_and_names_the_files(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "broken.png").write_bytes(b"no picture")
+    assert cli.main(["predict", str(run), str(images), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "broken.png" in printed.err
+    assert "normal" not in printed.out
+
+
+def test_a_report_before_the_evaluation_says_what_is_missing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("metrics.json", "report.html"))
+    assert cli.main(["report", str(copy)]) == 0
+    assert f"{copy} is not evaluated yet: patchguard evaluate" in capsys.readouterr().out
+    assert "Nothing was evaluated yet." in (copy / "report.html").read_text()
+
+
 def test_evaluate_renews_the_metrics_of_a_run_and_its_twin(
     run: Path, tree: Path, tiny_evaluation: EvaluationConfig, tmp_path: Path
 ) -> None:
