@@ -24,6 +24,9 @@ import yaml
 import patchguard
 from patchguard.config import EvaluationConfig, Recipe, from_plain, load_recipe
 
+STILL = {f"data.variation.{name}": 0.0 for name in ("rotation", "zoom", "shift")}
+"""Nothing moves, so that a perturbation can outlive its step: compare `persistent` with this."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"training.attention": {2: 1.0, 3: 1.0}},
     "attention-x10": {"training.attention": {2: 10.0, 3: 10.0}},
@@ -33,7 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training.attack.start": 1.0,
         "training.attack.project": True,
     },
-    "persistent": {"training.attack.persistent": True, "training.attack.project": True},
+    "still": STILL,
+    "persistent": STILL | {"training.attack.persistent": True, "training.attack.project": True},
     "spread": {"training.attack.spread": 0.75},
     "no-warmup": {"training.attack.warmup": 0.0},
     "no-curriculum": {"data.anomalies.curriculum": 0.0},

@@ -5,7 +5,8 @@
 DATA is what the runs were trained on. Of each run the image AUROC of its training normals and of
 the normals held out for calibration, both against the same pseudo-anomalies, made from all of them
 without variation or flips; normals and pseudo-anomalies attacked by PGD-20 on the score. A
-detector that generalises has the same AUROC on both. No test image is looked at.
+detector that generalises has the same AUROC on both. No test image is looked at. Who chooses a
+setting by this has used the calibration images of these runs for it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from patchguard.attacks.pgd import PGD
 from patchguard.config import VariationConfig, parse_eps
 from patchguard.deploy.calibration import required_normals
 from patchguard.evaluation.metrics import image_metrics
+from patchguard.fitting import check_same_images
 from patchguard.models.checkpoint import read_config
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Normals, prepare
+
+BATCH = 100
 
 
 def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
@@ -39,9 +43,10 @@ def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
         plain,
         calibration_images=required_normals(settings.false_alarm_rate),
         seed=settings.seed,
-        strict=False,
-        tell=print,
+        strict=settings.strict,
+        tell=lambda _: None,
     )
+    check_same_images(run, material)
 
     def images(normals: Normals) -> TrainingImages:
         return TrainingImages(normals.images, normals.foregrounds, plain, settings.seed)
@@ -51,15 +56,16 @@ def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
 
 def scores(model: PatchGuard, images: Tensor, anomalous: bool, eps: float, seed: int) -> Tensor:
     """Scores [B] of images, all normal or all anomalous, under the attack."""
-    labels = torch.full((len(images),), anomalous)
-    if eps:
-        generator = torch.Generator().manual_seed(seed)
-        attack = PGD(image_score)
-        masks = torch.zeros_like(images[:, 0])
-        (images,) = attack(model, images, labels, masks, eps=[eps], generator=generator)
-    with torch.no_grad():
-        found: Tensor = model(images)[0]
-    return found
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for batch in torch.split(images, BATCH):
+        if eps:
+            labels, masks = torch.full((len(batch),), anomalous), torch.zeros_like(batch[:, 0])
+            attack = PGD(image_score)
+            (batch,) = attack(model, batch, labels, masks, eps=[eps], generator=generator)
+        with torch.no_grad():
+            found.append(model(batch)[0])
+    return torch.cat(found)
 
 
 def auroc(normal: Tensor, anomalous: Tensor) -> float:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import patchguard
 from patchguard import cli, fitting
-from patchguard.config import EvaluationConfig, FitConfig, Recipe
+from patchguard.config import EvaluationConfig, FitConfig, Recipe, VariationConfig, load_recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
@@ -257,10 +257,6 @@ def test_a_typo_leaves_no_run_folder_behind(
         ["--recipe.training.attention", "{9: 1.0}"],
         ["--recipe.model.heads", "3"],
         ["--recipe.data.variation.shift", "0.8"],
-        [
-            *("--recipe.training.attack.persistent", "true"),
-            *("--recipe.training.attack.project", "true", "--recipe.data.variation.shift", "0.1"),
-        ],
         ["--recipe.model.weights", "missing.safetensors"],
         ["--evaluation.eps", "[4/25a]"],
         ["--evaluation.suite", "no_such_suite"],
@@ -271,6 +267,16 @@ def test_a_typo_leaves_no_run_folder_behind(
         assert status == 1
         assert error.count("\n") == 1, error
         assert not out.exists()
+
+
+def test_perturbations_outlive_a_step_only_where_images_stay(tmp_path: Path) -> None:
+    recipe = load_recipe("fast")
+    recipe.training.attack.project = recipe.training.attack.persistent = True
+    settings = FitConfig(data="x", recipe=recipe)
+    with pytest.raises(PatchGuardError, match="rotation, zoom and shift"):
+        fitting.check(settings)
+    recipe.data.variation = VariationConfig(contrast=0.1, brightness=0.1)
+    fitting.check(settings)
 
 
 def test_a_run_is_not_continued_on_other_images(

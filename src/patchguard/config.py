@@ -96,10 +96,12 @@ class AnomalyConfig:
 class VariationConfig:
     """How far normal images are varied before anything is pasted into them; 0 leaves them alone.
 
+    Where the position or the angle of a part is itself the defect, it must not vary.
+
     Args:
         rotation: largest rotation in degrees, either way.
         zoom: largest change of size, as a fraction, either way.
-        shift: largest shift along each axis, as a fraction of the side.
+        shift: largest shift along each axis before turning and zooming, as a fraction of the side.
         contrast: largest change of contrast, as a fraction, either way.
         brightness: largest change of all values, which are in [0, 1].
     """
@@ -114,7 +116,7 @@ class VariationConfig:
         for name, most in (
             ("rotation", 180),
             ("zoom", 1),
-            ("shift", 0.5),
+            ("shift", 0.25),
             ("contrast", 1),
             ("brightness", 0.5),
         ):
@@ -214,7 +216,8 @@ class InnerAttackConfig:
         step_size: step as a multiple of eps / steps.
         start: radius of the uniform random start as a multiple of eps; 0 starts at the image.
         project: clip the perturbation to eps (off in N-FGSM, whose noise may exceed it).
-        persistent: a normal image starts from where its last attack ended; needs ``project``.
+        persistent: a normal image starts from where its last attack ended; needs ``project``
+            and images that do not move.
         monitor: steps between looks for catastrophic overfitting of a single-step attack, which
             becomes PGD-2 where it shows; 0 never looks.
         dropout: leave dropout on inside the attack, as the released code does.

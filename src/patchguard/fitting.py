@@ -107,9 +107,9 @@ def check_same_images(folder: Path, material: Material) -> None:
 
 
 def write_anomalies(material: Material, config: DataConfig, path: Path, seed: int) -> None:
-    """A picture of pseudo-anomalies of the first training images."""
+    """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
-    write_png(path, gallery(images, foregrounds, config.anomalies, seed=seed, columns=8))
+    write_png(path, gallery(images, foregrounds, config, seed=seed, columns=8))
 
 
 def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell: Tell) -> None:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from patchguard.attacks.pgd import NFGSM, PGD
-from patchguard.config import InnerAttackConfig, TrainingConfig, load_recipe
+from patchguard.config import (
+    DataConfig,
+    InnerAttackConfig,
+    TrainingConfig,
+    VariationConfig,
+    load_recipe,
+)
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.report.contents import training_curves
@@ -21,7 +27,7 @@ from patchguard.training.batches import Draw, StepSampler, TrainingImages, train
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, images_of, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
-from trainings import MODEL, dataset, settings
+from trainings import MODEL, VARIED, dataset, settings
 
 
 def trained(data: TrainingImages, config: TrainingConfig, seed: int, folder: Path) -> PatchGuard:
@@ -44,8 +50,8 @@ def equal(first: PatchGuard, second: PatchGuard) -> bool:
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     for number, (first, second) in enumerate(
         zip(
-            training_loader(dataset(workers=0), 4, halfway),
-            training_loader(dataset(workers=2), 4, halfway),
+            training_loader(dataset(workers=0, variation=VARIED), 4, halfway),
+            training_loader(dataset(workers=2, variation=VARIED), 4, halfway),
             strict=False,
         )
     ):
@@ -53,6 +59,33 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
         assert all(torch.equal(first[key], second[key]) for key in first)  # type: ignore[literal-required]
         if number == 3:
             break
+
+
+def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.random((32, 32, 3), dtype=np.float32) for _ in range(3)]
+    foregrounds = [np.hypot(*(np.mgrid[:32, :32] - 12)) < 8] * 3
+    config = DataConfig(image_size=32, flips=False, variation=VARIED)
+    varied = TrainingImages(images, foregrounds, config, seed=0)
+    item, again, other = varied[Draw(0, 1, 1.0)], varied[Draw(0, 1, 1.0)], varied[Draw(1, 1, 1.0)]
+    assert torch.equal(item["normal"], again["normal"])
+    assert not torch.equal(item["normal"], other["normal"])
+    assert not np.array_equal(item["normal"].permute(1, 2, 0).numpy(), images[1])
+    changed = (item["normal"] != item["anomalous"]).any(0)
+    assert changed.any() and not (changed & ~item["mask"]).any()
+
+
+def test_patches_lie_on_the_moved_foreground() -> None:
+    # The foreground is what is bright, so where it has moved to can be seen.
+    bright = np.hypot(*(np.mgrid[:32, :32] - 12)) < 8
+    image = np.where(bright[..., None], 0.8, 0.1).astype(np.float32).repeat(3, axis=2)
+    moving = VariationConfig(shift=0.25)
+    config = DataConfig(image_size=32, flips=False, variation=moving)
+    items = TrainingImages([image], [bright], config, seed=0)
+    for epoch in range(20):
+        item = items[Draw(epoch, 0, 1.0)]
+        near = torch.nn.functional.max_pool2d(item["normal"][None], 5, 1, 2)[0, 0] > 0.4
+        assert not (item["mask"] & ~near).any()
 
 
 def test_a_pseudo_anomaly_differs_from_its_normal_image_inside_the_mask_only() -> None:

@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from patchguard.anomalies.noise import FloatArray
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
-from patchguard.config import AnomalyConfig
+from patchguard.config import DataConfig
+from patchguard.data.variation import vary
 from patchguard.errors import PatchGuardError
 
 _GREEN = (0.1, 0.8, 0.3)
@@ -21,7 +22,7 @@ _GAP = 2
 def gallery(
     images: Sequence[FloatArray],
     foregrounds: Sequence[NDArray[np.bool_]],
-    config: AnomalyConfig,
+    config: DataConfig,
     *,
     seed: int,
     columns: int = 4,
@@ -31,7 +32,7 @@ def gallery(
     Args:
         images: normal images float32 `[H, W, 3]` in [0, 1], all of one size.
         foregrounds: `[H, W]` of each image.
-        config: how the pseudo-anomalies are made.
+        config: how images are varied and pseudo-anomalies made from them.
         seed: equal seeds give equal pictures.
         columns: pictures per row: two, and two for each pseudo-anomaly of the image.
 
@@ -49,9 +50,9 @@ def gallery(
     for index, (image, foreground) in enumerate(zip(images, foregrounds, strict=True)):
         row = [image, outlined(image, foreground, _GREEN)]
         for draw in range((columns - 2) // 2):
-            anomaly, mask = make_pseudo_anomaly(
-                image, foreground, sample_rng(seed, draw, index), config
-            )
+            rng = sample_rng(seed, draw, index)
+            varied = vary(image, foreground, rng, config.variation)
+            anomaly, mask = make_pseudo_anomaly(*varied, rng, config.anomalies)
             row += [anomaly, outlined(anomaly, mask, _RED)]
         rows.append(row)
     return _tiled(rows)

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchguard.config import VariationConfig
-from patchguard.detector import to_tensor
 
 
 def vary(
@@ -18,8 +17,8 @@ def vary(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random variation of a normal image, and its foreground moved likewise.
 
-    Every magnitude is uniform up to what the settings allow. What comes in from outside the image
-    is its reflection.
+    Shift, turn, zoom, in this order, then light. Every magnitude is uniform up to what the settings
+    allow (of the logarithm, for factors). What comes in from outside the image is its reflection.
 
     Args:
         image: float32 [S, S, 3] in [0, 1].
@@ -38,9 +37,9 @@ def vary(
             [2 * config.shift * part for part in shift],
             len(image),
         )
-        image = _sampled(to_tensor(image), grid, "bicubic").permute(1, 2, 0).numpy()
-        mask = torch.from_numpy(foreground.astype(np.float32))[None]
-        foreground = _sampled(mask, grid, "nearest")[0].numpy() > 0.5
+        image = _sampled(image, grid, "bicubic")
+        mask = foreground[..., None].astype(np.float32)
+        foreground = _sampled(mask, grid, "nearest")[..., 0] > 0.5
     if config.lights:
         contrast, brightness = rng.uniform(-1, 1, 2)
         gain = np.float32((1 + config.contrast) ** contrast)
@@ -60,9 +59,10 @@ def _grid(angle: float, zoom: float, shift: list[float], size: int) -> Tensor:
     return functional.affine_grid(to_input, [1, 1, size, size], align_corners=False)
 
 
-def _sampled(planes: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Planes [C, S, S] at the points of a grid."""
+def _sampled(image: np.ndarray, grid: Tensor, mode: str) -> np.ndarray:
+    """An image [S, S, C] at the points of a grid."""
+    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
     sampled = functional.grid_sample(
-        planes[None], grid, mode=mode, padding_mode="reflection", align_corners=False
+        planes, grid, mode=mode, padding_mode="reflection", align_corners=False
     )
-    return sampled[0]
+    return sampled[0].permute(1, 2, 0).numpy()
