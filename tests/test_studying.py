@@ -229,7 +229,9 @@ def test_the_page_says_what_the_metrics_of_the_runs_say(
     found = [aurocs(json.loads((run / "metrics.json").read_text()), part) for run in runs]
     cells = (f"{fmean(two):.3f} ± {stdev(two):.3f}" for two in zip(*found, strict=True))
     text = page.read_text()
-    assert f"| disc | tiny | 2 | {' | '.join(cells)} |" in text
+    # After so short a training a self-check may call a run unreliable, beside the recipe's name.
+    row = rf"\| disc \| tiny[^|]* \| 2 \| {re.escape(' | '.join(cells))} \|"
+    assert re.search(row, text)
     for seed, values in enumerate(found):
         assert f"| {seed} | {' | '.join(f'{value:.4f}' for value in values)} |" in text
 
