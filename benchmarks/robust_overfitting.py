@@ -28,7 +28,7 @@ from patchguard.evaluation.metrics import image_metrics
 from patchguard.fitting import check_same_images
 from patchguard.models.checkpoint import read_config
 from patchguard.models.patchguard import PatchGuard
-from patchguard.training.batches import TrainingImages
+from patchguard.training.batches import Batch, TrainingImages
 from patchguard.training.material import Normals, prepare
 
 BATCH = 100
@@ -74,9 +74,8 @@ def auroc(normal: Tensor, anomalous: Tensor) -> float:
     return image_metrics(torch.cat([normal, anomalous]), labels).auroc
 
 
-def row(model: PatchGuard, parts: tuple[TrainingImages, ...], eps: float, seed: int) -> str:
+def row(model: PatchGuard, batches: list[Batch], eps: float, seed: int) -> str:
     """AUROC of both kinds of normals, and how far they are apart."""
-    batches = [part.unseen(len(part)) for part in parts]
     pasted = torch.cat([batch["anomalous"] for batch in batches])
     anomalous = scores(model, pasted, True, eps, seed)
     trained, held_out = (
@@ -94,11 +93,12 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{arguments.data.name}, PGD-20, seed {arguments.seed}, torch {version('torch')}")
     for run in arguments.runs:
-        model, parts = patchguard.load(run), both(arguments.data, run)
-        print(f"{run}: {len(parts[0])} training and {len(parts[1])} held-out normals")
+        model, (trained, held_out) = patchguard.load(run), both(arguments.data, run)
+        print(f"{run}: {len(trained)} training and {len(held_out)} held-out normals")
+        batches = [part.unseen(len(part)) for part in (trained, held_out)]
         print(f"{'eps':>6} {'training':>9} {'held out':>9} {'apart':>9}")
         for eps in ["0/255", *arguments.eps]:
-            found = row(model, parts, parse_eps(eps), arguments.seed)
+            found = row(model, batches, parse_eps(eps), arguments.seed)
             print(f"{eps:>6} {found}", flush=True)
 
 

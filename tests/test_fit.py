@@ -269,7 +269,7 @@ def test_a_typo_leaves_no_run_folder_behind(
         assert not out.exists()
 
 
-def test_perturbations_outlive_a_step_only_where_images_stay(tmp_path: Path) -> None:
+def test_perturbations_outlive_a_step_only_where_images_stay() -> None:
     recipe = load_recipe("fast")
     recipe.training.attack.project = recipe.training.attack.persistent = True
     settings = FitConfig(data="x", recipe=recipe)
