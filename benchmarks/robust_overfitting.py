@@ -37,7 +37,7 @@ BATCH = 100
 def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
     """The normals that a run was trained on, and those it held out."""
     settings, _ = read_config(run)
-    plain = replace(settings.recipe.data, variation=VariationConfig(), flips=False)
+    plain = replace(settings.recipe.data, variation=VariationConfig(), flips=[], stray=0.0)
     material = prepare(
         data,
         plain,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import patchguard
@@ -18,6 +19,8 @@ from patchguard.config import EvaluationConfig, FitConfig, Recipe, VariationConf
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
+from patchguard.training.batches import TrainingImages
+from patchguard.training.material import prepare
 
 
 def metrics(run: Path) -> dict:  # type: ignore[type-arg]
@@ -38,6 +41,30 @@ def test_a_run_holds_everything_that_is_promised(run: Path) -> None:
         assert (run / name).stat().st_size > 0
     assert list(run.glob("training/csv/*/metrics.csv"))
     assert list(run.glob("training/tensorboard/events*"))
+
+
+def test_training_changes_images_no_further_than_suits_them(
+    tree: Path, tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained(Exception):
+        pass
+
+    def train(dataset: TrainingImages, *_: object, **__: object) -> None:
+        raise Trained(dataset.config)
+
+    monkeypatch.setattr(fitting, "train", train)
+    asked = replace(tiny_recipe.data, variation=VariationConfig(brightness=0.5), stray=1.0)
+    settings = FitConfig(data=str(tree), recipe=replace(tiny_recipe, data=asked))
+    material = prepare(
+        tree, asked, calibration_images=4, seed=0, strict=False, tell=lambda line: None
+    )
+    with pytest.raises(Trained) as trained:
+        fitting.fit_detector(material, settings, tmp_path, tell=lambda line: None)
+    config = trained.value.args[0]
+    assert config.variation.brightness < 0.5
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert recorded["varied_by"] == material.changes
+    assert material.changes in material.summary
 
 
 def test_the_evaluation_states_its_protocol_and_all_its_rows(run: Path) -> None:

@@ -85,7 +85,7 @@ def fit(
     _tell(material.summary)
     fitting.check_same_images(folder, material)
     folder.mkdir(parents=True, exist_ok=True)
-    fitting.write_anomalies(material, settings.recipe.data, folder / "anomalies.png", settings.seed)
+    fitting.write_anomalies(material, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
         runs[folder / evaluating.TWIN] = fitting.undefended(settings)
@@ -309,8 +309,8 @@ def write_anomalies(
     material = prepare(
         Path(data), config, calibration_images=0, seed=seed, strict=False, tell=_tell
     )
-    _tell(f"foreground: {material.foreground}")
-    fitting.write_anomalies(material, config, Path(out), seed)
+    _tell(material.summary)
+    fitting.write_anomalies(material, Path(out), seed)
     return Path(out)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from patchguard.errors import PatchGuardError
 
@@ -19,6 +19,9 @@ ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "fi
 AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 AnomalyBlend = Literal["opaque", "soft", "transparent"]
+Axis = Literal["vertical", "horizontal"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+"""In the order of an image's dimensions."""
 
 
 @dataclass
@@ -142,20 +145,26 @@ class DataConfig:
         image_size: side in pixels of the square the detector sees.
         foreground: how the foreground is found.
         anomalies: how pseudo-anomalies are made.
-        flips: random horizontal and vertical flips of the training images.
+        flips: directions in which training images are flipped, each half of the time.
         variation: random movements and light of the training images.
+        stray: how far flips and variation may take images from what is normal: flips that take them
+            further are left out, the variation is weakened until it does not. In units of how far
+            the training images lie from one another, so 1 or more; 0 takes both as they are.
+            See :mod:`patchguard.data.likeness`.
         workers: loader processes.
     """
 
     image_size: int = 112
     foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
     anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
-    flips: bool = True
+    flips: list[Axis] = field(default_factory=lambda: list(AXES))
     variation: VariationConfig = field(default_factory=VariationConfig)
+    stray: float = 0.0
     workers: int = 1
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 16, "data.image_size", self.image_size, "at least 16")
+        _require(self.stray == 0 or self.stray >= 1, "data.stray", self.stray, "0, or 1 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
 
 

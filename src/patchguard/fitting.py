@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from patchguard.anomalies.gallery import gallery
-from patchguard.config import DataConfig, FitConfig, parse_eps
+from patchguard.config import FitConfig, parse_eps
 from patchguard.data.images import write_png
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
 from patchguard.detector import device
@@ -68,6 +68,7 @@ def provenance(material: Material, weights: str) -> dict[str, Any]:
         "versions": versions(),
         "device": f"{device().type}, {torch.get_num_threads()} threads",
         "foreground": material.foreground,
+        "varied_by": material.changes,
         "images": {
             "train": len(material.train.names),
             "held_out": len(material.held_out.names),
@@ -106,10 +107,10 @@ def check_same_images(folder: Path, material: Material) -> None:
         )
 
 
-def write_anomalies(material: Material, config: DataConfig, path: Path, seed: int) -> None:
+def write_anomalies(material: Material, path: Path, seed: int) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
-    write_png(path, gallery(images, foregrounds, config, seed=seed, columns=8))
+    write_png(path, gallery(images, foregrounds, material.data, seed=seed, columns=8))
 
 
 def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell: Tell) -> None:
@@ -118,7 +119,7 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
         tell(f"{folder} is trained already")
         return
     normals, recipe = material.train, settings.recipe
-    dataset = TrainingImages(normals.images, normals.foregrounds, recipe.data, settings.seed)
+    dataset = TrainingImages(normals.images, normals.foregrounds, material.data, settings.seed)
     logs = folder / "training"
     logs.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings, provenance(material, recipe.model.weights))

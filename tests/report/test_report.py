@@ -103,6 +103,7 @@ def config() -> str:
         "versions": {"python": "3.11.0", "torch": "2.6.0"},
         "device": "cpu, 2 threads",
         "foreground": "border",
+        "varied_by": "horizontal flips, rotation 7",
         "images": {"train": 100, "held_out": 20, "skipped": 3},
         "training_seconds": 90.0,
         "settings": {
@@ -277,6 +278,7 @@ def test_it_says_what_was_trained_on_what(text: str) -> None:
         "100 normal images to train on, 20 held out for calibration, 3 unreadable and left out",
         "patchguard_mini, 112 × 112 px",
         "1.5 minutes on the clock",
+        "varied by horizontal flips, rotation 7",
         "adversarial training, eps up to 8/255, 1-step attack",
         "seed 7",
     ):

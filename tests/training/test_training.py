@@ -65,7 +65,7 @@ def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
     rng = np.random.default_rng(0)
     images = [rng.random((32, 32, 3), dtype=np.float32) for _ in range(3)]
     foregrounds = [np.hypot(*(np.mgrid[:32, :32] - 12)) < 8] * 3
-    config = DataConfig(image_size=32, flips=False, variation=VARIED)
+    config = DataConfig(image_size=32, flips=[], variation=VARIED)
     varied = TrainingImages(images, foregrounds, config, seed=0)
     item, again, other = varied[Draw(0, 1, 1.0)], varied[Draw(0, 1, 1.0)], varied[Draw(1, 1, 1.0)]
     assert torch.equal(item["normal"], again["normal"])
@@ -80,7 +80,7 @@ def test_patches_lie_on_the_moved_foreground() -> None:
     bright = np.hypot(*(np.mgrid[:32, :32] - 12)) < 8
     image = np.where(bright[..., None], 0.8, 0.1).astype(np.float32).repeat(3, axis=2)
     moving = VariationConfig(shift=0.25)
-    config = DataConfig(image_size=32, flips=False, variation=moving)
+    config = DataConfig(image_size=32, flips=[], variation=moving)
     items = TrainingImages([image], [bright], config, seed=0)
     for epoch in range(20):
         item = items[Draw(epoch, 0, 1.0)]

@@ -152,6 +152,7 @@ def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("data", config.get("data")),
         ("images", _image_counts(config.get("images") or {})),
         ("foreground", config.get("foreground")),
+        ("varied by", config.get("varied_by")),
         ("network", _network(model, data)),
         ("training", _length(training, config.get("training_seconds"))),
         ("defence", _defence(training.get("attack") or {})),

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
-from patchguard.config import DataConfig
+from patchguard.config import AXES, DataConfig
 from patchguard.data.variation import vary
 from patchguard.detector import to_tensor
 
@@ -75,7 +75,7 @@ class TrainingImages(Dataset[Batch]):
         rng = sample_rng(self.seed, epoch, index)
         image = self.images[index]
         foreground = self.foregrounds[index]
-        flips = [self.config.flips and rng.random() < 0.5 for _ in range(2)]
+        flips = [axis in self.config.flips and rng.random() < 0.5 for axis in AXES]
         axes = [axis for axis, flipped in enumerate(flips) if flipped]
         image, foreground = np.flip(image, tuple(axes)), np.flip(foreground, tuple(axes))
         image, foreground = vary(image, foreground, rng, self.config.variation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from patchguard.config import DataConfig
 from patchguard.data.folder import ImageFolder, Sample, scan, split_normals
 from patchguard.data.foreground import foreground_masks
 from patchguard.data.images import read_image, resize_image, resize_map
+from patchguard.data.likeness import suited
 from patchguard.errors import PatchGuardError
 
 SMALLEST_CALIBRATION_SHARE = 0.1
@@ -43,6 +44,7 @@ class Material:
         train: normals to train on.
         held_out: normals for calibration, which take part in nothing else.
         foreground: the method that was used.
+        data: the settings, with the flips and the variation that suit the normals to train on.
         sha256: of the names and contents of all these normals, in order.
     """
 
@@ -50,6 +52,7 @@ class Material:
     train: Normals
     held_out: Normals
     foreground: str
+    data: DataConfig
     sha256: str
 
     @property
@@ -58,8 +61,15 @@ class Material:
         return (
             f"{len(self.train.names)} normal images to train on, {len(self.held_out.names)} held "
             f"out for calibration, {len(self.folder.skipped)} skipped; "
-            f"foreground: {self.foreground}"
+            f"foreground: {self.foreground}; varied by {self.changes}"
         )
+
+    @property
+    def changes(self) -> str:
+        """What is done to the normals in training, as far as it is done."""
+        varied = [f"{name} {most:g}" for name, most in asdict(self.data.variation).items() if most]
+        flips = [f"{axis} flips" for axis in self.data.flips]
+        return ", ".join(flips + varied) or "nothing"
 
 
 def prepare(
@@ -75,10 +85,10 @@ def prepare(
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
-        config: size and foreground.
+        config: size, foreground, and what may be done to normals in training.
         calibration_images: normals wanted for calibration; at least a tenth and at most a third
             of all normals are held out.
-        seed: of the split.
+        seed: of the split, and of the choice of what is done to normals.
         strict: fail at the first file that cannot be read, instead of leaving it out.
         tell: receives a line for each thing the user should know.
 
@@ -99,11 +109,13 @@ def prepare(
     _, held_masks = foreground_masks(
         [sample.path for sample in calibration], replace(config.foreground, method=method)
     )
+    normals = _normals(train, masks, config.image_size)
     return Material(
         folder,
-        _normals(train, masks, config.image_size),
+        normals,
         _normals(calibration, held_masks, config.image_size),
         method,
+        suited(config, normals.images, seed),
         _digest((*train, *calibration)),
     )
 
