@@ -1,0 +1,138 @@
+"""What a training step costs in other ways of computing the same.
+
+    python benchmarks/step_cost.py [--recipe fast] [--ways bf16 ...] [--rounds 8] [--steps 3]
+
+A step is that of the recipe at its final eps: inner attack, loss, backward, optimiser; on random
+images, made beforehand. The ways take turns, and each is compared with the recipe as it is in the
+same round; printed are the medians over the rounds. Compilation is not counted, but printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from patchguard.config import Recipe, load_recipe
+from patchguard.detector import device
+from patchguard.evaluating import versions
+from patchguard.models.patchguard import PatchGuard
+from patchguard.training.batches import Batch
+from patchguard.training.module import AdversarialTraining
+
+Step = Callable[[], None]
+
+
+class Separately(AdversarialTraining):
+    """Attacks normal images and pseudo-anomalies one after the other."""
+
+    def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        half = len(images) // 2
+        parts = (slice(0, half), slice(half, None))
+        return torch.cat(
+            [
+                self.attack(self.model, images[part], labels[part], masks[part], eps=[self.eps])[0]
+                for part in parts
+            ]
+        )
+
+
+def batch_of(recipe: Recipe) -> Batch:
+    """Random normals, and pseudo-anomalies that differ from them in a square."""
+    size, count = recipe.data.image_size, recipe.training.batch_size
+    normal = torch.rand(count, 3, size, size)
+    mask = torch.zeros(count, size, size, dtype=torch.bool)
+    mask[:, size // 4 : size // 2, size // 4 : size // 2] = True
+    anomalous = torch.where(mask[:, None], 1 - normal, normal)
+    batch = Batch(
+        normal=normal,
+        anomalous=anomalous,
+        mask=mask,
+        index=torch.arange(count),
+        flips=torch.zeros(count, 2, dtype=torch.bool),
+    )
+    return {name: part.to(device()) for name, part in batch.items()}  # type: ignore[return-value, attr-defined]
+
+
+def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
+    """One optimiser step, computed in that way."""
+    torch.manual_seed(0)
+    attack = replace(recipe.training.attack, warmup=0.0, ramp=0.0)
+    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    kind = Separately if way == "separate" else AdversarialTraining
+    training = replace(recipe.training, attack=attack)
+    module = kind(model, training, total_steps=1, seed=0, images=len(batch["index"])).to(device())
+    optimizer = module.configure_optimizers()
+    if way == "channels-last":
+        model.to(memory_format=torch.channels_last)
+        images = ("normal", "anomalous")
+        last = {name: batch[name].to(memory_format=torch.channels_last) for name in images}  # type: ignore[literal-required]
+        batch = batch | last  # type: ignore[assignment]
+    if way == "compiled":
+        model.backbone.compile()
+        model.discriminator.compile()
+    if way == "unfused":
+        for part in model.modules():
+            if hasattr(part, "fused_attn"):
+                setattr(part, "fused_attn", False)  # noqa: B010
+    half = way == "bf16"
+
+    def step() -> None:
+        model.train()
+        with torch.autocast(device().type, torch.bfloat16) if half else nullcontext():
+            loss = module.training_step(batch, 0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def seconds(step: Step, steps: int) -> float:
+    """Wall time of that many steps."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+WAYS = ("separate", "unfused", "channels-last", "bf16", "compiled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe)
+    print(
+        f"{arguments.recipe}, {versions()}, {platform.processor() or platform.machine()}, ", end=""
+    )
+    print(f"{device().type}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    batch = batch_of(recipe)
+    steps = {way: step_of(way, recipe, batch) for way in ("as it is", *arguments.ways)}
+    for way, step in steps.items():
+        print(f"{way}: first step {seconds(step, 1):.1f} s", flush=True)
+    rounds = [
+        {way: seconds(step, arguments.steps) for way, step in steps.items()}
+        for _ in range(arguments.rounds)
+    ]
+    for way in steps:
+        took = median(each[way] for each in rounds) / arguments.steps
+        ratio = median(each[way] / each["as it is"] for each in rounds)
+        print(f"{way:14} {1000 * took:7.0f} ms a step, {ratio:.2f} of the recipe as it is")
+
+
+if __name__ == "__main__":
+    main()
