@@ -29,11 +29,17 @@ def asked(stray: float) -> DataConfig:
     return DataConfig(image_size=48, variation=ASKED, stray=stray)
 
 
-def test_a_part_is_turned_as_far_as_parts_are_and_not_moved_where_none_is() -> None:
-    alike, unlike = (suited(asked(1.25), arrows(angle), 0).variation for angle in (1, 40))
+def test_parts_that_lie_alike_are_hardly_moved() -> None:
+    asked = DataConfig(image_size=48, variation=VariationConfig(rotation=20, zoom=0.05), stray=1.25)
+    alike, unlike = (suited(asked, arrows(angle), 0).variation for angle in (1, 40))
     assert alike.rotation < 3 < 5 < unlike.rotation
-    assert alike.shift <= unlike.shift < 0.05
-    assert unlike.brightness < 0.1
+    assert unlike.rotation == pytest.approx(400 * unlike.zoom, abs=0.4)
+
+
+def test_light_is_judged_apart_from_movement() -> None:
+    asked = DataConfig(image_size=48, variation=VariationConfig(rotation=5, contrast=1), stray=1.25)
+    found = suited(asked, arrows(40), 0).variation
+    assert found.rotation > 2 and found.contrast < 0.5
 
 
 def test_flips_that_make_what_is_never_seen_are_left_out() -> None:

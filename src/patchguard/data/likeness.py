@@ -8,7 +8,7 @@ themselves that a head turned by 10 degrees is just another head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from patchguard.data.variation import vary
 
 MOST_IMAGES = 64
 """More are not compared: distances grow with their square."""
+_MOVEMENT = ("rotation", "zoom", "shift")
+_LIGHT = ("contrast", "brightness")
 _STRENGTHS = [tenths / 10 for tenths in range(10, 0, -1)]
 
 
@@ -25,8 +27,8 @@ def suited(config: DataConfig, images: Sequence[np.ndarray], seed: int) -> DataC
     """The settings with those flips, and as much of the variation, as the images leave room for.
 
     Changed images may lie ``config.stray`` times as far from the nearest other normal image as
-    normal images do: the medians, Euclidean. Each change is judged by itself; those that are no
-    flips are weakened in steps of a tenth.
+    normal images do: the medians, Euclidean. Each flip, the movement and the light are judged by
+    themselves; movement and light are weakened in steps of a tenth.
 
     Args:
         config: what is asked for.
@@ -45,17 +47,17 @@ def suited(config: DataConfig, images: Sequence[np.ndarray], seed: int) -> DataC
     def near(changed: np.ndarray) -> bool:
         return _nearest(changed, normals) <= farthest
 
-    def weakened(name: str, asked: float) -> float:
-        """As much of one change as there is room for."""
-        for strength in _STRENGTHS if asked else ():
-            most = round(strength * asked, 3)
-            if near(_varied(normals, VariationConfig(**{name: most}), seed)):
+    def weakened(names: Sequence[str]) -> dict[str, float]:
+        """As much of these changes together as there is room for."""
+        for strength in _STRENGTHS:
+            most = {name: round(strength * getattr(config.variation, name), 3) for name in names}
+            if near(_varied(normals, VariationConfig(**most), seed)):
                 return most
-        return 0.0
+        return {}
 
     flips = [axis for axis in config.flips if near(np.flip(normals, 1 + AXES.index(axis)))]
-    variation = {name: weakened(name, asked) for name, asked in asdict(config.variation).items()}
-    return replace(config, flips=flips, variation=VariationConfig(**variation))
+    variation = VariationConfig(**weakened(_MOVEMENT), **weakened(_LIGHT))
+    return replace(config, flips=flips, variation=variation)
 
 
 def _varied(images: np.ndarray, config: VariationConfig, seed: int) -> np.ndarray:
