@@ -55,9 +55,7 @@ class AnomalyConfig:
         contrast_floor: least mean absolute change of a patch's pixels, none counted for more than
             twice that; at most 0.5.
         copies: share of the patches tried that are neither distorted nor rotated, like something
-            missing or in the wrong place. Of each only the part remains that changes by more than
-            ``contrast_floor`` through a slight blur; where that is next to nothing, it is tried
-            again.
+            missing or in the wrong place; those that change too little are tried again.
         curriculum: fraction of the training over which patches, large and of high contrast at
             first, become those described here.
     """

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -289,32 +287,3 @@ def test_copies_and_only_they_are_pieces_of_the_image(copies):
         pieces = np.lib.stride_tricks.sliding_window_view(image, pasted.shape)[:, :, 0]
         nearest = np.abs(pieces - pasted).max(axis=(2, 3, 4)).min()
         assert (nearest < 1e-5) == bool(copies)
-
-
-COPIES = AnomalyConfig(shapes=["rectangle"], blends=["opaque"], contrast_floor=0.1, copies=1.0)
-
-
-def test_a_copy_may_erase_a_print_and_its_mask_is_what_it_erases():
-    # Thin strokes cover a third of the print: on average over a patch they change little.
-    image = np.full((112, 112, 3), 0.8, dtype=np.float32)
-    image[40:70:7, 40:70], image[41:71:7, 40:70] = 0.2, 0.2
-    erased = 0
-    for index in range(30):
-        rng = sample_rng(0, 0, index)
-        anomaly, mask = make_pseudo_anomaly(image, disc(112), rng, COPIES)
-        changed = (np.abs(anomaly - image) > 0.1).any(axis=2)
-        assert ndimage.distance_transform_edt(~changed)[mask].max() < 5
-        erased += (anomaly - image > 0.5).any()
-    assert erased > 10
-
-
-def test_a_weave_out_of_step_is_no_anomaly():
-    rows, cols = np.mgrid[:112, :112]
-    weave = (0.5 + 0.2 * np.sin(rows * np.pi / 2) * np.sin(cols * np.pi / 2)).astype(np.float32)
-    image = weave[..., None].repeat(3, axis=2)
-    config = replace(COPIES, count_max=1)
-    for index in range(20):
-        rng = sample_rng(0, 0, index)
-        anomaly, mask = make_pseudo_anomaly(image, disc(112), rng, config)
-        # Each attempt fails, so that the texture is shaded instead.
-        np.testing.assert_allclose(np.abs(anomaly - image)[mask], 0.2, atol=1e-6)

@@ -22,9 +22,6 @@ BoolArray = NDArray[np.bool_]
 # Shorter sides give a patch too few pixels to distort.
 _MIN_SIDE = 4
 _ATTEMPTS = 4
-# Standard deviation, as a fraction of the image's shorter side, of the blur through which copies
-# are compared with what they cover.
-_COPY_BLUR = 0.0125
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -121,14 +118,8 @@ def _visible_patch(
     for _ in range(_ATTEMPTS):
         target = _place(free_sums, *_draw_sides(scale, rng, config), rng)
         source = _place(sums, target.height, target.width, rng)
-        copied = rng.random() < config.copies
-        patch = _draw_patch(image, source, target, free, copied, rng, config)
-        if copied:
-            patch = _seen_part(image, patch, config.contrast_floor)
-            visible = len(patch.rows) >= _MIN_SIDE**2
-        else:
-            visible = _visible(image, patch, config.contrast_floor)
-        if visible:
+        patch = _draw_patch(image, source, target, free, rng, config)
+        if _visible(image, patch, config.contrast_floor):
             return patch
     return _shaded_patch(image, target, config.contrast_floor)
 
@@ -166,15 +157,15 @@ def _draw_patch(
     source: _Box,
     target: _Box,
     free: BoolArray,
-    copied: bool,
     rng: np.random.Generator,
     config: AnomalyConfig,
 ) -> _Patch:
     """Distort the source, rotate it by -90 to 90 degrees and blend it into the target.
 
-    A copy is neither distorted nor rotated: what belongs elsewhere is here, and what belongs here
-    is missing.
+    Or neither distort nor rotate it, `config.copies` of the time: what belongs elsewhere is here,
+    and what belongs here is missing.
     """
+    copied = rng.random() < config.copies
     angle = 0.0 if copied else rng.uniform(-np.pi / 2, np.pi / 2)
     rows, cols = _rotated_extent(target, angle, free.shape)
     down, right = _unrotated(target, rows, cols, angle)
@@ -293,24 +284,6 @@ def _visible(image: FloatArray, patch: _Patch, floor: float) -> bool:
     """
     change = np.abs(patch.colours - image[patch.rows, patch.cols]).mean(axis=1)
     return len(change) > 0 and float(np.minimum(change, 2 * floor).mean()) >= floor
-
-
-def _seen_part(image: FloatArray, patch: _Patch, floor: float) -> _Patch:
-    """The pixels of a copy around which the image changes by more than `floor`, after a blur.
-
-    A copy may erase the thin strokes of a print and leave the rest as it was, or set a weave out of
-    step, which nobody sees.
-    """
-    if not len(patch.rows):
-        return patch
-    top, left = patch.rows.min(), patch.cols.min()
-    at = (patch.rows - top, patch.cols - left)
-    change = np.zeros((at[0].max() + 1, at[1].max() + 1, 3), dtype=np.float32)
-    change[at] = patch.colours - image[patch.rows, patch.cols]
-    sigma = _COPY_BLUR * min(image.shape[:2])
-    blurred = ndimage.gaussian_filter(change, (sigma, sigma, 0), mode="constant")
-    seen = np.abs(blurred).mean(axis=2)[at] > floor
-    return _Patch(patch.rows[seen], patch.cols[seen], patch.colours[seen])
 
 
 def _shaded_patch(image: FloatArray, target: _Box, floor: float) -> _Patch:
