@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-warmup": {"training.attack.warmup": 0.0},
     "no-curriculum": {"data.anomalies.curriculum": 0.0},
     "no-variation": {"data.variation": {}},
+    "any-variation": {"data.stray": 0.0},
+    "no-flips": {"data.flips": []},
     "no-copies": {"data.anomalies.copies": 0.0},
     "position-1": {"model.position_std": 1.0},
     "no-ramp": {"training.attack.ramp": 0.0},
