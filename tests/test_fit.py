@@ -19,6 +19,7 @@ from patchguard.config import EvaluationConfig, FitConfig, Recipe, VariationConf
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
+from patchguard.models.checkpoint import read_config, write_config
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import prepare
 
@@ -65,6 +66,14 @@ def test_training_changes_images_no_further_than_suits_them(
     recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert recorded["varied_by"] == material.changes
     assert material.changes in material.summary
+
+
+def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
+    write_config(tmp_path, FitConfig(data="x"), {})
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("flips:", "flip_axes:"))
+    with pytest.raises(PatchGuardError, match=r"config\.yaml holds other settings.*flip_axes"):
+        read_config(tmp_path)
 
 
 def test_the_evaluation_states_its_protocol_and_all_its_rows(run: Path) -> None:

@@ -42,8 +42,13 @@ def read_config(folder: Path) -> tuple[FitConfig, dict[str, Any]]:
         return from_plain(FitConfig, content.pop("settings")), content
     except OSError as error:
         raise PatchGuardError(f"{folder} is not a run folder: it has no {CONFIG}") from error
-    except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError, PatchGuardError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError) as error:
         raise PatchGuardError(f"{path} is damaged or not a PatchGuard config") from error
+    except PatchGuardError as error:
+        raise PatchGuardError(
+            f"{path} holds other settings than this version has; use the version that wrote it, "
+            f"or fit again ({error})"
+        ) from error
 
 
 def save_weights(model: PatchGuard, folder: Path) -> None:
