@@ -2,9 +2,10 @@
 
     python benchmarks/step_cost.py [--recipe fast] [--ways bf16 ...] [--rounds 8] [--steps 3]
 
-A step is that of the recipe at its final eps: inner attack, loss, backward, optimiser; on random
-images, made beforehand. The ways take turns, and each is compared with the recipe as it is in the
-same round; printed are the medians over the rounds. Compilation is not counted, but printed.
+A step is that of the recipe at its final eps: inner attack, loss, backward, optimiser, without the
+average of the weights; on random images, made beforehand. The ways take turns, and each is compared
+with the recipe as it is in the same round; printed are the medians over the rounds. Compilation is
+not counted, but printed.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class Separately(AdversarialTraining):
     """Attacks normal images and pseudo-anomalies one after the other."""
 
     def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        half = len(images) // 2
+        eps, half = self.drawn_eps(), len(images) // 2
+        if eps == 0:
+            return images
         parts = (slice(0, half), slice(half, None))
         return torch.cat(
             [
-                self.attack(self.model, images[part], labels[part], masks[part], eps=[self.eps])[0]
+                self.attack(self.model, images[part], labels[part], masks[part], eps=[eps])[0]
                 for part in parts
             ]
         )

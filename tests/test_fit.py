@@ -72,7 +72,7 @@ def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
     write_config(tmp_path, FitConfig(data="x"), {})
     path = tmp_path / "config.yaml"
     path.write_text(path.read_text().replace("flips:", "flip_axes:"))
-    with pytest.raises(PatchGuardError, match=r"config\.yaml holds other settings.*flip_axes"):
+    with pytest.raises(PatchGuardError, match=r"config\.yaml holds settings that.*flip_axes"):
         read_config(tmp_path)
 
 

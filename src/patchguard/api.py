@@ -84,6 +84,7 @@ def fit(
     )
     _tell(material.summary)
     fitting.check_same_images(folder, material)
+    fitting.check_same_changes(folder, material)
     folder.mkdir(parents=True, exist_ok=True)
     fitting.write_anomalies(material, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
@@ -293,21 +294,29 @@ def write_anomalies(
 ) -> Path:
     """A picture of training images, their foregrounds and pseudo-anomalies made from them.
 
+    They are the images that :func:`fit` trains on, changed as it changes them.
+
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
         out: PNG file to write.
         recipe: a recipe, its name or its YAML file.
-        seed: of the pseudo-anomalies.
+        seed: of the split and of the pseudo-anomalies.
 
     Raises:
         PatchGuardError: bad input; its one line says what to do.
     """
     from patchguard import fitting
+    from patchguard.deploy.calibration import required_normals
     from patchguard.training.material import prepare
 
-    config = _recipe(recipe).data
+    settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
     material = prepare(
-        Path(data), config, calibration_images=0, seed=seed, strict=False, tell=_tell
+        Path(data),
+        settings.recipe.data,
+        calibration_images=required_normals(settings.false_alarm_rate),
+        seed=settings.seed,
+        strict=settings.strict,
+        tell=_tell,
     )
     _tell(material.summary)
     fitting.write_anomalies(material, Path(out), seed)

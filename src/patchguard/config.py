@@ -145,12 +145,13 @@ class DataConfig:
         image_size: side in pixels of the square the detector sees.
         foreground: how the foreground is found.
         anomalies: how pseudo-anomalies are made.
-        flips: directions in which training images are flipped, each half of the time.
+        flips: of the training images, each half of the time: ``vertical`` (upside down) and
+            ``horizontal`` (left and right exchanged).
         variation: random movements and light of the training images.
-        stray: how far flips and variation may take images from what is normal: flips that take them
-            further are left out, the variation is weakened until it does not. In units of how far
-            the training images lie from one another, so 1 or more; 0 takes both as they are.
-            See :mod:`patchguard.data.likeness`.
+        stray: how far a flip, the movement or the light may take training images from the nearest
+            other one, as a multiple of how far they are from it unchanged, so 1 or more. A flip
+            that takes them further is left out, movement and light are weakened until they do not.
+            0 takes all as it is. See :mod:`patchguard.data.likeness`.
         workers: loader processes.
     """
 
@@ -164,7 +165,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 16, "data.image_size", self.image_size, "at least 16")
-        _require(self.stray == 0 or self.stray >= 1, "data.stray", self.stray, "0, or 1 or more")
+        bounded = self.stray == 0 or 1 <= self.stray < math.inf
+        _require(bounded, "data.stray", self.stray, "0, or 1 or more")
+        _require(len(set(self.flips)) == len(self.flips), "data.flips", self.flips, "different")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
 
 

@@ -107,6 +107,22 @@ def check_same_images(folder: Path, material: Material) -> None:
         )
 
 
+def check_same_changes(folder: Path, material: Material) -> None:
+    """Refuse to continue a run with images changed otherwise than when it was started.
+
+    Raises:
+        PatchGuardError: another version, or another processor, finds that other changes suit them.
+    """
+    if not (folder / CONFIG).exists():
+        return
+    started = read_config(folder)[1].get("varied_by")
+    if started != material.changes:
+        raise PatchGuardError(
+            f"{folder} was started with images varied by {started}, but {material.changes} suits "
+            "them now: use the version and the machine that started it, or choose another --out"
+        )
+
+
 def write_anomalies(material: Material, path: Path, seed: int) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]

@@ -11,7 +11,7 @@ from scipy import ndimage
 from patchguard.anomalies.noise import FloatArray
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
-from patchguard.data.variation import vary
+from patchguard.data.variation import changed
 from patchguard.errors import PatchGuardError
 
 _GREEN = (0.1, 0.8, 0.3)
@@ -32,7 +32,7 @@ def gallery(
     Args:
         images: normal images float32 `[H, W, 3]` in [0, 1], all of one size.
         foregrounds: `[H, W]` of each image.
-        config: how images are varied and pseudo-anomalies made from them.
+        config: how images are flipped and varied, and pseudo-anomalies made from them.
         seed: equal seeds give equal pictures.
         columns: pictures per row: two, and two for each pseudo-anomaly of the image.
 
@@ -51,8 +51,8 @@ def gallery(
         row = [image, outlined(image, foreground, _GREEN)]
         for draw in range((columns - 2) // 2):
             rng = sample_rng(seed, draw, index)
-            varied = vary(image, foreground, rng, config.variation)
-            anomaly, mask = make_pseudo_anomaly(*varied, rng, config.anomalies)
+            normal, its_foreground, _ = changed(image, foreground, rng, config)
+            anomaly, mask = make_pseudo_anomaly(normal, its_foreground, rng, config.anomalies)
             row += [anomaly, outlined(anomaly, mask, _RED)]
         rows.append(row)
     return _tiled(rows)

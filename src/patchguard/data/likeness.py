@@ -1,8 +1,9 @@
 """How much normal images may be changed in training and still look like normal images.
 
 A changed image should lie among the normal images, not beside them. Parts that all lie alike leave
-little room: turned by 10 degrees a plate is like no other plate. Heads differ so much among
-themselves that a head turned by 10 degrees is just another head.
+little room: turned by 10 degrees a plate is like no other plate. Fabrics that are never in step
+leave much. The rule knows distances only: where images differ for any reason, in light or in noise
+too, they leave room for every change.
 """
 
 from __future__ import annotations
@@ -12,46 +13,55 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from patchguard.config import AXES, DataConfig, VariationConfig
+from patchguard.data.images import resize_image
 from patchguard.data.variation import vary
 
 MOST_IMAGES = 64
 """More are not compared: distances grow with their square."""
+FEWEST_IMAGES = 4
+"""Of fewer nothing is said, and everything allowed."""
+_SIZE = 64
+_DRAWS = 4
 _MOVEMENT = ("rotation", "zoom", "shift")
 _LIGHT = ("contrast", "brightness")
 _STRENGTHS = [tenths / 10 for tenths in range(10, 0, -1)]
 
 
-def suited(config: DataConfig, images: Sequence[np.ndarray], seed: int) -> DataConfig:
+def suited(config: DataConfig, images: Sequence[np.ndarray]) -> DataConfig:
     """The settings with those flips, and as much of the variation, as the images leave room for.
 
-    Changed images may lie ``config.stray`` times as far from the nearest other normal image as
-    normal images do: the medians, Euclidean. Each flip, the movement and the light are judged by
-    themselves; movement and light are weakened in steps of a tenth.
+    A changed image may lie ``config.stray`` times as far (Euclidean, at 64 px) from the nearest
+    other normal image as the image itself does: the median over images. Each flip, the movement
+    and the light are judged by themselves. Movement and light are weakened in steps of a tenth, and
+    left out where a tenth is too much.
 
     Args:
         config: what is asked for.
-        images: normal images to train on, float32 [S, S, 3] in [0, 1], at least 2.
-        seed: of the variation that is tried.
+        images: normal images to train on, float32 [S, S, 3] in [0, 1]. Equal ones count once.
 
     Returns:
-        The settings unchanged when ``config.stray`` is 0.
+        The settings unchanged when ``config.stray`` is 0 or fewer than 4 images differ.
     """
     if not config.stray:
         return config
-    chosen = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).round().astype(int)
-    normals = np.stack([images[index] for index in chosen])
-    farthest = config.stray * _nearest(normals, normals)
+    normals = _compared(images)
+    if len(normals) < FEWEST_IMAGES:
+        return config
+    apart = _nearest(normals, normals)
 
-    def near(changed: np.ndarray) -> bool:
-        return _nearest(changed, normals) <= farthest
+    def near(*changed: np.ndarray) -> bool:
+        distance = torch.stack([_nearest(each, normals) for each in changed]).mean(0)
+        return float((distance / apart).quantile(0.5)) <= config.stray
 
     def weakened(names: Sequence[str]) -> dict[str, float]:
         """As much of these changes together as there is room for."""
-        for strength in _STRENGTHS:
-            most = {name: round(strength * getattr(config.variation, name), 3) for name in names}
-            if near(_varied(normals, VariationConfig(**most), seed)):
+        asked = {name: getattr(config.variation, name) for name in names}
+        for strength in _STRENGTHS if any(asked.values()) else ():
+            most = {name: round(strength * value, 3) for name, value in asked.items()}
+            if near(*_varied(normals, VariationConfig(**most))):
                 return most
         return {}
 
@@ -60,17 +70,28 @@ def suited(config: DataConfig, images: Sequence[np.ndarray], seed: int) -> DataC
     return replace(config, flips=flips, variation=variation)
 
 
-def _varied(images: np.ndarray, config: VariationConfig, seed: int) -> np.ndarray:
-    """Each image varied once, by draws that depend on the seed alone."""
-    rng = np.random.default_rng(seed)
+def _compared(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Those of the images that differ, at most 64 from all over them, small: [N, 64, 64, 3]."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).round().astype(int)
+    small = [resize_image(images[index], _SIZE) for index in chosen]
+    return np.stack(list({image.tobytes(): image for image in small}.values()))
+
+
+def _varied(images: np.ndarray, config: VariationConfig) -> list[np.ndarray]:
+    """All images, varied several times; the same draws every time."""
+    rng = np.random.default_rng(0)
     nowhere = np.zeros(images.shape[1:3], dtype=bool)
-    return np.stack([vary(image, nowhere, rng, config)[0] for image in images])
+    return [
+        np.stack([vary(image, nowhere, rng, config)[0] for image in images]) for _ in range(_DRAWS)
+    ]
 
 
-def _nearest(images: np.ndarray, normals: np.ndarray) -> float:
-    """Median distance to the nearest normal image that an image was not made of."""
+def _nearest(images: np.ndarray, normals: np.ndarray) -> Tensor:
+    """Distances [N] to the nearest of the normal images, but that which an image was made of."""
     changed, unchanged = (
         torch.from_numpy(part.reshape(len(part), -1)) for part in (images, normals)
     )
-    distances = torch.cdist(changed, unchanged).fill_diagonal_(torch.inf)
-    return float(distances.amin(1).quantile(0.5))
+    distances = torch.cdist(
+        changed, unchanged, compute_mode="donot_use_mm_for_euclid_dist"
+    ).fill_diagonal_(torch.inf)
+    return distances.amin(1)

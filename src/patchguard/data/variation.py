@@ -9,7 +9,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchguard.config import VariationConfig
+from patchguard.config import AXES, DataConfig, VariationConfig
+
+
+def changed(
+    image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """A normal image flipped and varied at random, as training does.
+
+    Args:
+        image: float32 [S, S, 3] in [0, 1].
+        foreground: bool [S, S].
+        rng: source of all randomness.
+        config: which flips, each half of the time, and how much variation.
+
+    Returns:
+        An image and a foreground of the same shapes, types and ranges, and whether they were
+        flipped vertically and horizontally.
+    """
+    flips = [axis in config.flips and rng.random() < 0.5 for axis in AXES]
+    axes = tuple(axis for axis, flipped in enumerate(flips) if flipped)
+    image, foreground = np.flip(image, axes), np.flip(foreground, axes)
+    return *vary(image, foreground, rng, config.variation), flips
 
 
 def vary(

@@ -46,8 +46,8 @@ def read_config(folder: Path) -> tuple[FitConfig, dict[str, Any]]:
         raise PatchGuardError(f"{path} is damaged or not a PatchGuard config") from error
     except PatchGuardError as error:
         raise PatchGuardError(
-            f"{path} holds other settings than this version has; use the version that wrote it, "
-            f"or fit again ({error})"
+            f"{path} holds settings that this version does not accept: use the version that "
+            f"wrote it, or fit again ({error})"
         ) from error
 
 

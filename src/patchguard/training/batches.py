@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
-from patchguard.config import AXES, DataConfig
-from patchguard.data.variation import vary
+from patchguard.config import DataConfig
+from patchguard.data.variation import changed
 from patchguard.detector import to_tensor
 
 
@@ -75,10 +75,7 @@ class TrainingImages(Dataset[Batch]):
         rng = sample_rng(self.seed, epoch, index)
         image = self.images[index]
         foreground = self.foregrounds[index]
-        flips = [axis in self.config.flips and rng.random() < 0.5 for axis in AXES]
-        axes = [axis for axis, flipped in enumerate(flips) if flipped]
-        image, foreground = np.flip(image, tuple(axes)), np.flip(foreground, tuple(axes))
-        image, foreground = vary(image, foreground, rng, self.config.variation)
+        image, foreground, flips = changed(image, foreground, rng, self.config)
         anomalies = anomalies_at(self.config.anomalies, progress)
         anomalous, mask = make_pseudo_anomaly(image, foreground, rng, anomalies)
         return Batch(

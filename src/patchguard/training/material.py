@@ -88,7 +88,7 @@ def prepare(
         config: size, foreground, and what may be done to normals in training.
         calibration_images: normals wanted for calibration; at least a tenth and at most a third
             of all normals are held out.
-        seed: of the split, and of the choice of what is done to normals.
+        seed: of the split.
         strict: fail at the first file that cannot be read, instead of leaving it out.
         tell: receives a line for each thing the user should know.
 
@@ -115,7 +115,7 @@ def prepare(
         normals,
         _normals(calibration, held_masks, config.image_size),
         method,
-        suited(config, normals.images, seed),
+        suited(config, normals.images),
         _digest((*train, *calibration)),
     )
 
