@@ -1,10 +1,12 @@
 """Changes of normal images go as far as the normal images differ, and no further."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from patchguard.config import DataConfig, VariationConfig
-from patchguard.data.likeness import suited
+from patchguard.data.likeness import MOST_IMAGES, suited
 from patchguard.errors import PatchGuardError
 
 ASKED = VariationConfig(rotation=20, zoom=0.1, shift=0.1, contrast=0.1, brightness=0.1)
@@ -15,7 +17,7 @@ def arrows(angle: float, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     down, right = (np.mgrid[:48, :48] - 23.5) / 24
     pictures = []
-    for turn in np.radians(rng.uniform(-angle, angle, 40)):
+    for turn in np.radians(rng.uniform(-angle, angle, 24)):
         along = np.cos(turn) * right + np.sin(turn) * down
         across = np.cos(turn) * down - np.sin(turn) * right
         arrow = (np.abs(along) < 0.7) & (np.abs(across) < 0.35 * (0.7 - along))
@@ -29,47 +31,79 @@ def asked(stray: float) -> DataConfig:
     return DataConfig(image_size=48, variation=ASKED, stray=stray)
 
 
-def test_parts_that_lie_alike_are_hardly_moved() -> None:
+def test_parts_that_lie_alike_are_hardly_turned_and_those_that_lie_anyhow_are() -> None:
     asked = DataConfig(image_size=48, variation=VariationConfig(rotation=20, zoom=0.05), stray=1.25)
-    alike, unlike = (suited(asked, arrows(angle), 0).variation for angle in (1, 40))
-    assert alike.rotation < 3 < 5 < unlike.rotation
-    assert unlike.rotation == pytest.approx(400 * unlike.zoom, abs=0.4)
+    alike, anyhow = (suited(asked, arrows(angle)).variation for angle in (1, 180))
+    assert alike.rotation < 3 < 10 < anyhow.rotation
+    assert anyhow.rotation == pytest.approx(400 * anyhow.zoom, abs=0.4)
 
 
 def test_light_is_judged_apart_from_movement() -> None:
     asked = DataConfig(image_size=48, variation=VariationConfig(rotation=5, contrast=1), stray=1.25)
-    found = suited(asked, arrows(40), 0).variation
+    found = suited(asked, arrows(180)).variation
     assert found.rotation > 2 and found.contrast < 0.5
 
 
 def test_flips_that_make_what_is_never_seen_are_left_out() -> None:
     # An arrow upside down is an arrow; one that points left is not, but where some do it is.
     pointing = arrows(10)
-    assert suited(asked(1.25), pointing, 0).flips == ["vertical"]
+    assert suited(asked(1.25), pointing).flips == ["vertical"]
     either = [np.flip(each, 1) if n % 2 else each for n, each in enumerate(pointing)]
-    assert suited(asked(1.25), either, 0).flips == ["vertical", "horizontal"]
+    assert "horizontal" in suited(asked(1.25), either).flips
+
+
+def test_flips_that_are_not_asked_for_are_not_added() -> None:
+    config = replace(asked(1.25), flips=["horizontal"])
+    assert suited(config, arrows(10)).flips == []
+    assert suited(replace(config, flips=["vertical"]), arrows(10)).flips == ["vertical"]
 
 
 def test_images_that_differ_in_everything_may_be_changed_as_asked() -> None:
     rng = np.random.default_rng(0)
     images = [rng.random((48, 48, 3), dtype=np.float32) for _ in range(8)]
-    assert suited(asked(1.25), images, 0) == asked(1.25)
+    assert suited(asked(1.25), images) == asked(1.25)
 
 
-def test_equal_images_are_left_alone() -> None:
-    image = arrows(5)[0]
-    found = suited(asked(1.25), [image] * 5, 0)
-    assert (found.flips, found.variation) == ([], VariationConfig())
+def test_each_image_is_judged_beside_its_like() -> None:
+    # Noise is far from everything, which makes no room for arrows that all point the same way.
+    rng = np.random.default_rng(0)
+    noise = [rng.random((48, 48, 3), dtype=np.float32) for _ in range(15)]
+    assert suited(asked(1.25), [*arrows(1), *noise]).flips == ["vertical"]
+    assert suited(asked(1.25), [*arrows(1), *noise]).variation.rotation < 3
+
+
+def test_equal_images_count_once() -> None:
+    once = arrows(40)
+    assert suited(asked(1.25), [*once, *once]) == suited(asked(1.25), once) != asked(1.25)
+
+
+def test_of_few_images_nothing_is_said() -> None:
+    assert suited(asked(1), arrows(1)[:3]) == asked(1)
+    assert suited(asked(1), arrows(1)[:1] * 9) == asked(1)
+    assert suited(asked(1), arrows(1)[:4]) != asked(1)
+
+
+def test_of_many_images_some_from_everywhere_are_compared() -> None:
+    # The last third points the other way: without it left and right could not be exchanged.
+    mixed = [*arrows(5, 1), *arrows(5, 2), *(np.flip(each, 1) for each in arrows(5, 3))]
+    assert len(mixed) > MOST_IMAGES
+    assert suited(asked(1.25), mixed).flips == ["vertical", "horizontal"]
 
 
 def test_without_a_bound_everything_is_taken() -> None:
-    assert suited(asked(0), arrows(1), 0) == asked(0)
+    assert suited(asked(0), arrows(1)) == asked(0)
 
 
-def test_the_choice_depends_on_the_images_and_the_seed_alone() -> None:
-    assert suited(asked(1.25), arrows(10), 3) == suited(asked(1.25), arrows(10), 3)
+def test_the_same_images_allow_the_same_every_time() -> None:
+    assert suited(asked(1.25), arrows(10)) == suited(asked(1.25), arrows(10))
 
 
-def test_a_bound_below_what_nothing_changed_has_is_refused() -> None:
+@pytest.mark.parametrize("stray", [0.9, -1.0, float("inf"), float("nan")])
+def test_a_bound_that_is_none_is_refused(stray: float) -> None:
     with pytest.raises(PatchGuardError, match=r"data\.stray"):
-        asked(0.9)
+        asked(stray)
+
+
+def test_a_flip_named_twice_is_refused() -> None:
+    with pytest.raises(PatchGuardError, match=r"data\.flips"):
+        DataConfig(flips=["vertical", "vertical"])
