@@ -15,8 +15,15 @@ from PIL import Image
 
 import patchguard
 from patchguard import cli, fitting
-from patchguard.config import EvaluationConfig, FitConfig, Recipe, VariationConfig, load_recipe
-from patchguard.deploy.calibration import Calibration
+from patchguard.config import (
+    DataConfig,
+    EvaluationConfig,
+    FitConfig,
+    Recipe,
+    VariationConfig,
+    load_recipe,
+)
+from patchguard.deploy.calibration import Calibration, required_normals
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.models.checkpoint import read_config, write_config
@@ -54,7 +61,9 @@ def test_training_changes_images_no_further_than_suits_them(
         raise Trained(dataset.config)
 
     monkeypatch.setattr(fitting, "train", train)
-    asked = replace(tiny_recipe.data, variation=VariationConfig(brightness=0.5), stray=1.0)
+    asked = replace(
+        tiny_recipe.data, flips=["vertical"], variation=VariationConfig(brightness=0.5), stray=1.0
+    )
     settings = FitConfig(data=str(tree), recipe=replace(tiny_recipe, data=asked))
     material = prepare(
         tree, asked, calibration_images=4, seed=0, strict=False, tell=lambda line: None
@@ -63,6 +72,7 @@ def test_training_changes_images_no_further_than_suits_them(
         fitting.fit_detector(material, settings, tmp_path, tell=lambda line: None)
     config = trained.value.args[0]
     assert config.variation.brightness < 0.5
+    assert config == material.data
     recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert recorded["varied_by"] == material.changes
     assert material.changes in material.summary
@@ -325,6 +335,34 @@ def test_a_run_is_not_continued_on_other_images(
     with pytest.raises(PatchGuardError, match="not the normal images"):
         patchguard.fit(other, out=run, recipe=tiny_recipe, resume=True)
     assert (run / "metrics.json").read_bytes() == before
+
+
+def test_a_run_is_not_continued_with_images_varied_otherwise(run: Path, tree: Path) -> None:
+    config = DataConfig(image_size=32, flips=["horizontal"])
+    material = prepare(
+        tree, config, calibration_images=4, seed=0, strict=False, tell=lambda line: None
+    )
+    fitting.check_same_images(run, material)
+    with pytest.raises(PatchGuardError, match="but horizontal flips suits"):
+        fitting.check_same_changes(run, material)
+
+
+def test_the_picture_of_anomalies_is_of_what_is_trained_on(
+    tree: Path, tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(tiny_recipe, data=replace(tiny_recipe.data, stray=1.1))
+    patchguard.write_anomalies(tree, out=tmp_path / "grid.png", recipe=recipe)
+    material = prepare(
+        tree,
+        recipe.data,
+        calibration_images=required_normals(FitConfig(data="x").false_alarm_rate),
+        seed=0,
+        strict=False,
+        tell=lambda line: None,
+    )
+    assert material.summary in capsys.readouterr().err
+    fitting.write_anomalies(material, tmp_path / "again.png", 0)
+    assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
 def test_evaluate_needs_no_training_images(

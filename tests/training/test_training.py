@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import (
+    Axis,
     DataConfig,
     InnerAttackConfig,
     TrainingConfig,
@@ -73,6 +74,22 @@ def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
     assert not np.array_equal(item["normal"].permute(1, 2, 0).numpy(), images[1])
     changed = (item["normal"] != item["anomalous"]).any(0)
     assert changed.any() and not (changed & ~item["mask"]).any()
+
+
+@pytest.mark.parametrize(("axis", "number"), [("vertical", 0), ("horizontal", 1)])
+def test_images_are_flipped_along_the_named_axis_only(axis: Axis, number: int) -> None:
+    image = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
+    config = DataConfig(image_size=32, flips=[axis])
+    items = TrainingImages([image], [np.ones((32, 32), dtype=bool)], config, seed=0)
+    seen = set()
+    for epoch in range(20):
+        item = items[Draw(epoch, 0, 1.0)]
+        flipped = bool(item["flips"][number])
+        expected = np.flip(image, number) if flipped else image
+        assert np.array_equal(item["normal"].permute(1, 2, 0).numpy(), expected)
+        assert not item["flips"][1 - number]
+        seen.add(flipped)
+    assert seen == {False, True}
 
 
 def test_patches_lie_on_the_moved_foreground() -> None:

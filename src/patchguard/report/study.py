@@ -430,7 +430,8 @@ def _data(name: str, runs: Sequence[StudyRun]) -> str:
     tests = [run.metrics.protocol for run in found]
     return (
         f"Data `{name}` ({_distinct(run.settings.data for run in found)}): trained on "
-        f"{_distinct(each.get('train') for each in images)} images, calibrated on "
+        f"{_distinct(each.get('train') for each in images)} images, varied by "
+        f"{_distinct(run.provenance.get('varied_by') for run in found)}; calibrated on "
         f"{_distinct(each.get('held_out') for each in images)}; tested on "
         f"{_distinct(_named(each.get('images', {})) for each in tests)} "
         f"({_distinct(each.get('test_set') for each in tests)}; ground truth: "
