@@ -360,7 +360,7 @@ def test_the_picture_of_anomalies_is_of_what_is_trained_on(
         strict=False,
         tell=lambda line: None,
     )
-    assert material.summary in capsys.readouterr().err
+    assert material.summary in capsys.readouterr().out
     fitting.write_anomalies(material, tmp_path / "again.png", 0)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
