@@ -23,13 +23,12 @@ import patchguard
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.config import VariationConfig, parse_eps
-from patchguard.deploy.calibration import required_normals
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.fitting import check_same_images
+from patchguard.fitting import check_same_images, prepared
 from patchguard.models.checkpoint import read_config
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import Batch, TrainingImages
-from patchguard.training.material import Normals, prepare
+from patchguard.training.material import Normals
 
 BATCH = 100
 
@@ -38,14 +37,8 @@ def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
     """The normals that a run was trained on, and those it held out."""
     settings, _ = read_config(run)
     plain = replace(settings.recipe.data, variation=VariationConfig(), flips=[], stray=0.0)
-    material = prepare(
-        data,
-        plain,
-        calibration_images=required_normals(settings.false_alarm_rate),
-        seed=settings.seed,
-        strict=settings.strict,
-        tell=lambda _: None,
-    )
+    changed = replace(settings, recipe=replace(settings.recipe, data=plain))
+    material = prepared(data, changed, tell=lambda _: None)
     check_same_images(run, material)
 
     def images(normals: Normals) -> TrainingImages:

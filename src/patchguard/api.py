@@ -58,9 +58,7 @@ def fit(
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
     from patchguard import evaluating, fitting
-    from patchguard.deploy.calibration import required_normals
     from patchguard.models.checkpoint import METRICS
-    from patchguard.training.material import prepare
 
     folder = Path(out) if out else Path("runs") / Path(data).resolve().name
     settings = FitConfig(
@@ -74,14 +72,7 @@ def fit(
     )
     settings = _settings_of(folder, settings, resume)
     fitting.check(settings)
-    material = prepare(
-        Path(data),
-        settings.recipe.data,
-        calibration_images=required_normals(settings.false_alarm_rate),
-        seed=settings.seed,
-        strict=settings.strict,
-        tell=_tell,
-    )
+    material = fitting.prepared(Path(data), settings, _tell)
     _tell(material.summary)
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
@@ -306,18 +297,9 @@ def write_anomalies(
         PatchGuardError: bad input; its one line says what to do.
     """
     from patchguard import fitting
-    from patchguard.deploy.calibration import required_normals
-    from patchguard.training.material import prepare
 
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
-    material = prepare(
-        Path(data),
-        settings.recipe.data,
-        calibration_images=required_normals(settings.false_alarm_rate),
-        seed=settings.seed,
-        strict=settings.strict,
-        tell=_tell,
-    )
+    material = fitting.prepared(Path(data), settings, _tell)
     _tell(material.summary)
     fitting.write_anomalies(material, Path(out), seed)
     return Path(out)

@@ -167,7 +167,9 @@ class DataConfig:
         _require(self.image_size >= 16, "data.image_size", self.image_size, "at least 16")
         bounded = self.stray == 0 or 1 <= self.stray < math.inf
         _require(bounded, "data.stray", self.stray, "0, or 1 or more")
-        _require(len(set(self.flips)) == len(self.flips), "data.flips", self.flips, "different")
+        _require(
+            len(set(self.flips)) == len(self.flips), "data.flips", self.flips, "without repetition"
+        )
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
 
 

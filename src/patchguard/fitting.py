@@ -33,7 +33,7 @@ from patchguard.models.checkpoint import (
 )
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages
-from patchguard.training.material import Material
+from patchguard.training.material import Material, prepare
 from patchguard.training.train import check_settings, total_steps, train
 
 Tell = Callable[[str], None]
@@ -90,6 +90,22 @@ def check(settings: FitConfig) -> None:
     weights = "none" if recipe.model.weights == "hub" else recipe.model.weights
     model = PatchGuard(replace(recipe.model, weights=weights), recipe.data.image_size)
     check_settings(model, recipe.data, recipe.training)
+
+
+def prepared(data: Path, settings: FitConfig, tell: Tell) -> Material:
+    """The images of a run: a folder, which may have moved since, scanned and split.
+
+    Raises:
+        PatchGuardError: see :func:`patchguard.training.material.prepare`.
+    """
+    return prepare(
+        data,
+        settings.recipe.data,
+        calibration_images=required_normals(settings.false_alarm_rate),
+        seed=settings.seed,
+        strict=settings.strict,
+        tell=tell,
+    )
 
 
 def check_same_images(folder: Path, material: Material) -> None:
