@@ -1,27 +1,26 @@
 """Robust pre-training on rendered images: what it is worth on other data.
 
-    python benchmarks/pretraining.py OUT DATA [DATA ...] [--recipe fast] [--steps 300]
+    python benchmarks/pretraining.py OUT DATA [DATA ...] [--recipe fast] [--steps 500]
         [--pretraining_steps 4000] [--normals 200] [--seeds 0 1 2] [--eps 2/255 4/255 8/255]
+        [--jobs 1]
 
 Renders normal images of the three synthetic categories, trains recipe `pretrain` on them together,
-and then runs `patchguard study` on DATA: the recipe from random weights beside the same recipe, as
-many steps, from the pre-trained ones. The time of the pre-training is paid once and is not in the
-minutes of the page, OUT/results.md. Finished work in OUT is not done again.
+and then, on DATA, the recipe from random weights beside the same recipe, as many steps, from the
+pre-trained ones. Prints what `ablations.py` prints. The time of the pre-training is paid once and
+told apart. Finished work in OUT is not done again.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 import patchguard
-from patchguard.config import EvaluationConfig, load_recipe
+from ablations import compare, jobs, parser_of, recipe_of
+from patchguard.config import EvaluationConfig
 from patchguard.data.synthetic import write_benchmark
-from patchguard.models.checkpoint import METRICS
+from patchguard.models.checkpoint import METRICS, read_config
 
 
 def normals_of_every_kind(folder: Path, count: int, seed: int) -> Path:
@@ -47,33 +46,28 @@ def pretrained(out: Path, count: int, steps: int, seed: int) -> Path:
             seed=seed,
             twin=False,
             resume=True,
+            evaluation=EvaluationConfig(eps=["4/255"]),
         )
     return run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("data", nargs="+")
-    parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--steps", type=int, default=300)
+    parser = parser_of((__doc__ or "").splitlines()[0])
     parser.add_argument("--pretraining_steps", type=int, default=4000)
     parser.add_argument("--normals", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--eps", nargs="+", default=["2/255", "4/255", "8/255"])
     arguments = parser.parse_args()
     run = pretrained(arguments.out, arguments.normals, arguments.pretraining_steps, seed=0)
-    recipe = load_recipe(arguments.recipe)
-    started = replace(recipe, model=replace(recipe.model, weights=str(run)))
-    path = arguments.out / f"{Path(arguments.recipe).stem}-pretrained.yaml"
-    path.write_text(yaml.safe_dump(asdict(started)))
-    patchguard.study(
-        arguments.data,
-        recipes=[arguments.recipe, str(path)],
-        seeds=arguments.seeds,
-        out=arguments.out,
-        steps=arguments.steps,
-        evaluation=EvaluationConfig(eps=arguments.eps),
+    provenance = read_config(run)[1]
+    print(
+        f"pre-trained for {provenance['training_steps']} steps, "
+        f"{provenance['training_seconds'] / 60:.1f} min"
+    )
+    base = recipe_of(arguments)
+    started = replace(base, model=replace(base.model, weights=str(run)))
+    recipes = {"random": base, "pretrained": started}
+    compare(
+        list(jobs(arguments.data, recipes, arguments.seeds, arguments.eps, arguments.out)),
+        arguments.jobs,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
 
+DEFAULT_RECIPE = "fast"
 DEMO_CATEGORY = "fabric"
 DEMO_STEPS = 800
 
@@ -39,7 +40,7 @@ def fit(
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
         out: run folder to create; ``runs/<name of data>`` by default.
-        recipe: a recipe, its name or its YAML file; ``strong`` on a GPU, else ``fast``.
+        recipe: a recipe, its name or its YAML file; ``fast`` when absent.
         steps: length in optimiser steps, in place of the recipe's.
         epochs: length in passes over the normals, in place of the recipe's.
         minutes: length in minutes of training, in place of the recipe's.
@@ -340,7 +341,7 @@ def study(
     Args:
         data: MVTec-style trees or plain folders of normal images, one or several.
         recipes: names or YAML files, one or several; differences are taken to the first. By
-            default ``strong`` on a GPU, else ``fast``.
+            default ``fast``.
         seeds: one or several.
         out: folder for the runs.
         page: Markdown file to write; ``<out>/results.md`` by default.
@@ -361,7 +362,7 @@ def study(
     from patchguard.report import study as report
 
     folders = studying.data_names(_several(data))
-    files = studying.recipe_names(_several(default_recipe() if recipes is None else recipes))
+    files = studying.recipe_names(_several(DEFAULT_RECIPE if recipes is None else recipes))
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
     config = evaluation or EvaluationConfig()
     settings = {
@@ -442,14 +443,7 @@ def _several(given: str | Path | Sequence[str | Path]) -> list[str]:
 def _recipe(recipe: Recipe | str | None) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
-    return load_recipe(recipe or default_recipe())
-
-
-def default_recipe() -> str:
-    """``strong`` on a GPU, else ``fast``."""
-    import torch
-
-    return "strong" if torch.cuda.is_available() else "fast"
+    return load_recipe(recipe or DEFAULT_RECIPE)
 
 
 def _with_length(

@@ -38,7 +38,7 @@ def fit(
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
-        recipe: fast (default on a CPU), strong (default on a GPU), paper, clean or a YAML file.
+        recipe: fast (default), strong, paper, clean, pretrain or a YAML file.
         evaluation: a YAML file with the settings below.
         out: run folder to create (default: runs/<name of data>).
         steps: length in optimiser steps, in place of the recipe's.
@@ -179,7 +179,7 @@ def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int =
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
-        recipe: fast (default on a CPU), strong (default on a GPU), paper, clean or a YAML file.
+        recipe: fast (default), strong, paper, clean, pretrain or a YAML file.
         out: PNG file to write.
         seed: of the pseudo-anomalies.
     """
@@ -370,7 +370,7 @@ def _expanded(argv: list[str]) -> list[str]:
         elif word == "--recipe" and place + 1 < len(words):
             words[place + 1] = str(recipe_path(words[place + 1]))
     if _needs_recipe(words):
-        words[1:1] = ["--recipe", str(recipe_path(api.default_recipe()))]
+        words[1:1] = ["--recipe", str(recipe_path(api.DEFAULT_RECIPE))]
     return words
 
 

@@ -23,8 +23,15 @@ from patchguard.config import (
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.report.contents import training_curves
+from patchguard.training import batches
 from patchguard.training import module as training_module
-from patchguard.training.batches import Draw, StepSampler, TrainingImages, training_loader
+from patchguard.training.batches import (
+    Draw,
+    StepSampler,
+    TrainingImages,
+    training_loader,
+    workers_for,
+)
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, images_of, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
@@ -46,6 +53,17 @@ def weights(model: PatchGuard) -> list[Tensor]:
 
 def equal(first: PatchGuard, second: PatchGuard) -> bool:
     return all(map(torch.equal, weights(first), weights(second)))
+
+
+def test_a_gpu_has_more_workers_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, free = DataConfig(workers=3), DataConfig()
+    found = {}
+    for kind, cores in (("cpu", 64), ("cuda", 2), ("cuda", 6), ("cuda", 64)):
+        monkeypatch.setattr(batches, "device", lambda kind=kind: torch.device(kind))
+        monkeypatch.setattr(batches.os, "cpu_count", lambda cores=cores: cores)
+        assert workers_for(asked) == 3
+        found[kind, cores] = workers_for(free)
+    assert found == {("cpu", 64): 1, ("cuda", 2): 1, ("cuda", 6): 5, ("cuda", 64): 8}
 
 
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -16,7 +17,7 @@ from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
 from patchguard.data.variation import changed
-from patchguard.detector import to_tensor
+from patchguard.detector import device, to_tensor
 
 
 class Batch(TypedDict):
@@ -96,6 +97,9 @@ class TrainingImages(Dataset[Batch]):
 _NO_EPOCH = 2**31
 """Further than any training gets."""
 
+_MOST_WORKERS = 8
+"""More than a training step of ViT-S on an H100 waits for (``benchmarks/throughput.py``)."""
+
 
 class StepSampler(Sampler[list[Draw]]):
     """Endless batches that depend on the seed and the step alone.
@@ -153,7 +157,7 @@ def training_loader(
         progress: the fraction of the training done at a step, in [0, 1].
         first_step: where to begin.
     """
-    workers = dataset.config.workers
+    workers = workers_for(dataset.config)
     return DataLoader(
         dataset,
         batch_sampler=StepSampler(len(dataset), batch_size, dataset.seed, progress, first_step),
@@ -162,6 +166,17 @@ def training_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
     )
+
+
+def workers_for(config: DataConfig) -> int:
+    """How many processes prepare batches.
+
+    On a CPU a step takes longer than one process needs for a batch; a GPU waits for one.
+    """
+    if config.workers is not None:
+        return config.workers
+    cores = os.cpu_count() or 1
+    return min(_MOST_WORKERS, max(1, cores - 1)) if device().type == "cuda" else 1
 
 
 def _start_worker(_worker: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from patchguard.training.batches import Batch
-from patchguard.training.module import AdversarialTraining, images_of
+from patchguard.training.module import LOG_EVERY, AdversarialTraining, images_of
 from patchguard.training.monitor import look
 
 SAVE_EVERY_SECONDS = 60
@@ -138,15 +138,21 @@ class TrainingProgress(lightning.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(module, AdversarialTraining)
+        progress = module.progress()
+        if self._bar.console.is_terminal:
+            self._bar.update(self._task, completed=progress)
+            if trainer.global_step % LOG_EVERY == 0:
+                self._bar.update(self._task, description=self._now(trainer, module))
+        elif int(10 * progress) > self._tenths:
+            self._tenths = int(10 * progress)
+            print(f"training {100 * progress:.0f} %  {self._now(trainer, module)}", flush=True)
+
+    def _now(self, trainer: lightning.Trainer, module: AdversarialTraining) -> str:
+        """Step, eps and loss; to read the loss is to wait for the GPU."""
         text = f"step {trainer.global_step}  eps {255 * module.current_eps():.1f}/255"
         if "loss" in trainer.logged_metrics:
             text += f"  loss {float(trainer.logged_metrics['loss']):.2f}"
-        progress = module.progress()
-        if self._bar.console.is_terminal:
-            self._bar.update(self._task, completed=progress, description=text)
-        elif int(10 * progress) > self._tenths:
-            self._tenths = int(10 * progress)
-            print(f"training {100 * progress:.0f} %  {text}", flush=True)
+        return text
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._bar.stop()

@@ -1,0 +1,163 @@
+"""Images per second of a training, its share of the machine's peak, and where the rest goes.
+
+    python benchmarks/throughput.py DATA [--recipe strong] [--steps 40] [--workers 8] [--profile]
+
+Timed are the loader alone, the step alone on one batch at the recipe's final eps, and both in a
+training as `fit` runs it: the slower of the first two is what the third can come to. Images count
+normals and pseudo-anomalies. The peak is that of a matrix product in the recipe's precision on this
+machine, the operations those of matrix products, convolutions and attention. `--profile` lists what
+a step spends its time on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchguard.config import FitConfig, Recipe, load_recipe
+from patchguard.detector import device
+from patchguard.evaluating import versions
+from patchguard.fitting import prepared
+from patchguard.models.patchguard import PatchGuard
+from patchguard.training.batches import Batch, TrainingImages, training_loader, workers_for
+from patchguard.training.module import AdversarialTraining
+from patchguard.training.train import train
+
+HALF = {"bf16": torch.bfloat16}
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Mean wall time of one, after two more to warm up."""
+    for _ in range(2):
+        work()
+    _settle()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _settle()
+    return (time.perf_counter() - began) / repeats
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak(precision: str) -> float:
+    """Operations per second of a large matrix product in that precision."""
+    side = 8192 if torch.cuda.is_available() else 1024
+    dtype = HALF.get(precision, torch.float32)
+    left, right = (torch.randn(side, side, device=device(), dtype=dtype) for _ in range(2))
+    return 2 * side**3 / seconds(lambda: left @ right, 10)
+
+
+def step_of(recipe: Recipe, batch: Batch) -> Callable[[], None]:
+    """One optimiser step at the final eps, as Lightning makes it, its average included."""
+    torch.manual_seed(0)
+    attack = replace(recipe.training.attack, warmup=0.0, ramp=0.0)
+    training = replace(recipe.training, attack=attack)
+    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    module = AdversarialTraining(model, training, 1, 0, len(batch["index"])).to(device())
+    optimizer = module.configure_optimizers()
+    half = HALF.get(training.precision)
+
+    def step() -> None:
+        model.train()
+        with torch.autocast(device().type, half, enabled=half is not None):
+            loss = module.training_step(batch, 0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        if module.average:
+            module.average.update_parameters(model)
+
+    return step
+
+
+def loading(images: TrainingImages, batch_size: int, steps: int) -> float:
+    """Seconds per batch that the workers need with nobody to wait for, the first left out."""
+    batches = iter(training_loader(images, batch_size, lambda step: 1.0))
+    ahead = 4 * max(1, workers_for(images.config))
+    for _ in islice(batches, ahead):
+        pass
+    began = time.perf_counter()
+    for _ in islice(batches, steps + ahead):
+        pass
+    return (time.perf_counter() - began) / (steps + ahead)
+
+
+def training(images: TrainingImages, recipe: Recipe, steps: int) -> float:
+    """Seconds per step of a training, from the difference of two lengths."""
+    took = []
+    for length in (steps, 3 * steps):
+        config = replace(recipe.training, steps=length, epochs=None, minutes=None)
+        with tempfile.TemporaryDirectory() as folder:
+            found = train(
+                images, replace(recipe.model, weights="none"), config, seed=0, folder=Path(folder)
+            )
+        took.append(found.seconds)
+    return (took[1] - took[0]) / (2 * steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--recipe", default="strong")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe)
+    if arguments.workers is not None:
+        recipe = replace(recipe, data=replace(recipe.data, workers=arguments.workers))
+    material = prepared(arguments.data, FitConfig(data=str(arguments.data), recipe=recipe), print)
+    images = TrainingImages(
+        material.train.images, material.train.foregrounds, material.data, seed=0
+    )
+    count, precision = recipe.training.batch_size, recipe.training.precision
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    print(
+        f"{arguments.recipe} on {arguments.data.name}, {recipe.model.backbone} at "
+        f"{recipe.data.image_size} px, batches of {count} and {count}, {precision}, "
+        f"{workers_for(recipe.data)} workers, {versions()}, {name}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    batch = next(iter(training_loader(images, count, lambda step: 1.0)))
+    on_device = {key: part.to(device()) for key, part in batch.items()}
+    step = step_of(recipe, on_device)  # type: ignore[arg-type]
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    highest, operations = peak(precision), counter.get_total_flops()
+    print(f"peak {highest / 1e12:.1f} TFLOP/s, a step {operations / 1e12:.2f} TFLOP")
+    times = {
+        "loader alone": loading(images, count, arguments.steps),
+        "step alone": seconds(step, arguments.steps),
+        "training": training(images, recipe, arguments.steps),
+    }
+    for part, took in times.items():
+        share = "" if part == "loader alone" else f", {operations / took / highest:.1%} of the peak"
+        print(f"{part:12} {1000 * took:7.1f} ms, {2 * count / took:6.0f} images/s{share}")
+    if arguments.profile:
+        activities = [ProfilerActivity.CPU]
+        activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        with profile(activities=activities) as seen:
+            for _ in range(5):
+                step()
+            _settle()
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        print(seen.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=60))
+
+
+if __name__ == "__main__":
+    main()
