@@ -423,6 +423,22 @@ def test_bad_input_gets_one_line_and_a_nonzero_exit(
     assert re.search(message, error)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: {flips: false}", "data.flips False: expected list "),
+        ("training: {steps: many}", "training.steps many: expected int "),
+    ],
+)
+def test_a_wrong_value_in_a_recipe_is_told_by_file_and_setting(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    assert cli.main(["fit", str(tmp_path), "--recipe", str(path)]) == 1
+    assert f"patchguard: {path}: {message}" in capsys.readouterr().err
+
+
 def test_the_twin_is_the_same_network_without_any_defence() -> None:
     settings = FitConfig(data="x")
     settings.recipe.model.weights = "robust.safetensors"

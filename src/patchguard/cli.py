@@ -274,13 +274,18 @@ def _in_terms_of_options(message: str) -> str:
     missing = re.search(r"(?:Option '|Key \"|required: )\w+\.(\w+)", message)
     if missing and "required" in message:
         return f"{missing[1].upper()} is missing"
-    wrong = re.fullmatch(r'Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)', message)
+    wrong = re.fullmatch(
+        r"""(?:Parser key "recipe": Unable to load config '(.*)' - )?"""
+        r"""Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)""",
+        message,
+    )
     if not wrong:
         return message
-    key, reasons, given = wrong.groups()
+    file, key, reasons, given = wrong.groups()
     names = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|typing.Literal\[(.*?)\])", reasons)
     wanted = [kind or f"one of {literal}" for kind, literal in names if kind != "NoneType"]
-    return f"--{key} {given}: expected {' or '.join(dict.fromkeys(wanted))}"
+    place = f"{file}: {key.removeprefix('recipe.')}" if file else f"--{key}"
+    return f"{place} {given}: expected {' or '.join(dict.fromkeys(wanted))}"
 
 
 def _in_terms_of_files(error: OSError) -> str:
