@@ -7,9 +7,10 @@
 Settings are chosen on these numbers, so DATA must hold no test images that anybody reports on:
 give folders of training normals (the evaluation is then a self-test on held-out normals and
 pseudo-anomalies) or the rendered categories of `patchguard synthetic`. Each run is trained, and
-attacked by the quick suite without self-checks; its figures go to a file in OUT, and runs whose
-file is there are not made again. Prints means over seeds, and differences to the recipe itself,
-paired by data and seed. `--jobs` trainings at a time share a GPU, or have a thread each.
+attacked by the quick suite without self-checks; its figures go to a file in OUT, and a run whose
+file is there is not made again. Prints means over seeds, differences to the recipe itself, paired
+by seed, and the clean image AUROC by kind of defect. Without `--variants` all are made, with none
+named the recipe alone. `--jobs` trainings at a time share a GPU, or have a thread each.
 """
 
 from __future__ import annotations
@@ -26,15 +27,25 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 
 from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, from_plain, load_recipe
+from patchguard.data.folder import GOOD
 from patchguard.detector import device
+from patchguard.errors import PatchGuardError
 from patchguard.evaluating import test_set, versions
+from patchguard.evaluation.metrics import image_metrics
 from patchguard.evaluation.protocol import WORST, Surroundings, evaluate_detector
+from patchguard.studying import data_names
 from patchguard.training.batches import TrainingImages
-from patchguard.training.train import train
+from patchguard.training.material import Material
+from patchguard.training.train import Trained, train
+
+SUITE = "quick"
+BATCH = 128
+"""Images attacked at once: a GPU is hardly slower for all of them than for a few."""
 
 STILL = {f"data.variation.{name}": 0.0 for name in ("rotation", "zoom", "shift")}
 """Nothing moves, so that a perturbation can outlive its step: compare `persistent` with this."""
@@ -65,6 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "equal-patches": {"training.anomalous_weight": 1.0},
     "no-ema": {"training.ema": 0.0},
     "decay": {"training.weight_decay": 0.2},
+    "lr-x2": {"training.lr": 1.6e-3},
     "rectangles": {
         "data.anomalies.shapes": ["rectangle"],
         "data.anomalies.blends": ["opaque"],
@@ -76,23 +88,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Changes to a recipe, by dotted name."""
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe as plain values, with these changes."""
-    content = asdict(recipe)
-    for name, value in changes.items():
-        *path, last = name.split(".")
-        part = content
-        for key in path:
-            part = part[key]
-        if last not in part:
-            raise KeyError(f"a recipe has no {name}")
-        part[last] = value
-    from_plain(Recipe, content)
-    return content
-
-
 @dataclass(frozen=True)
-class Job:
+class Run:
     """A training with its evaluation; ``variant`` is a name, or that of the recipe itself."""
 
     data: str
@@ -102,112 +99,176 @@ class Job:
     eps: tuple[str, ...]
     file: Path
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its figures."""
+        recipe = asdict(self.recipe)
+        del recipe["data"]["workers"]
+        return {"recipe": recipe, "eps": list(self.eps), "suite": SUITE, "seed": self.seed}
 
-def jobs(
+    def figures(self) -> Any:
+        """What its file holds.
+
+        Raises:
+            PatchGuardError: it was made with other settings.
+        """
+        kept = json.loads(self.file.read_text())
+        if kept["settings"] != json.loads(json.dumps(self.settings)):
+            raise PatchGuardError(f"{self.file} was made with other settings: choose another OUT")
+        return kept
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with these changes, by dotted name.
+
+    Raises:
+        KeyError: a recipe has no such setting.
+    """
+    content = asdict(recipe)
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        part = content
+        for key in path:
+            part = part[key]
+        if last not in part:
+            raise KeyError(f"a recipe has no {name}")
+        part[last] = value
+    return from_plain(Recipe, content)
+
+
+def runs(
     data: Sequence[str],
     recipes: Mapping[str, Recipe],
     seeds: Sequence[int],
     eps: Sequence[str],
     out: Path,
-) -> Iterator[Job]:
+) -> Iterator[Run]:
     """All of them, seed by seed."""
     for seed in seeds:
-        for folder in data:
-            for name, recipe in recipes.items():
-                file = out / f"{Path(folder).name}-{name}-{seed}.json"
-                yield Job(folder, name, seed, recipe, tuple(eps), file)
+        for name, folder in data_names(data).items():
+            for variant, recipe in recipes.items():
+                file = out / f"{name}-{variant}-{seed}.json"
+                yield Run(folder, variant, seed, recipe, tuple(eps), file)
 
 
-def run(job: Job, threads: int | None) -> None:
+def make(run: Run, alone: bool) -> None:
     """Train, attack, and write down the figures."""
-    if threads:
-        torch.set_num_threads(threads)
-    settings = FitConfig(data=job.data, seed=job.seed, twin=False, recipe=job.recipe)
-    recipe = job.recipe
-    material = fitting.prepared(Path(job.data), settings, print)
-    images = TrainingImages(
-        material.train.images, material.train.foregrounds, material.data, job.seed
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        trained = train(images, recipe.model, recipe.training, seed=job.seed, folder=Path(folder))
-    test, name = test_set(material, settings, print)
+    if not alone:
+        torch.set_num_threads(1)
+        run.recipe.data.workers = run.recipe.data.workers or 1
+    settings = FitConfig(data=run.data, seed=run.seed, twin=False, recipe=run.recipe)
+    material = fitting.prepared(Path(run.data), settings, print)
+    trained = trained_on(material, run)
+    test, test_name = test_set(material, settings, print)
     found = evaluate_detector(
         trained.detector.to(device()),
         test,
-        EvaluationConfig(eps=list(job.eps), batch_size=128),
+        EvaluationConfig(suite=SUITE, eps=list(run.eps), batch_size=BATCH),
         known=Surroundings(checks=False),
-        seed=job.seed,
+        seed=run.seed,
     ).summary
-    worst = {
-        each["eps"]: each["rows"]["both"] for each in found["attacked"] if each["attack"] == WORST
-    }
-    figures = {"clean": found["clean"], **worst}
     kept = {
-        "protocol": {
-            "data": Path(job.data).name,
-            "test": name,
-            "variant": job.variant,
-            "seed": job.seed,
-            "recipe": asdict(recipe),
-            "suite": "quick",
-            "steps": trained.steps,
-            "minutes": trained.seconds / 60,
-            "switched_at": trained.switched_at,
-            "device": device().type,
-            "versions": versions(),
-        },
-        "image": {eps: row["image"]["auroc"] for eps, row in figures.items()},
-        "pixel": {eps: row["pixel"]["auroc"] for eps, row in figures.items() if "pixel" in row},
+        "settings": run.settings,
+        "test_set": test_name,
+        "steps": trained.steps,
+        "minutes": trained.seconds / 60,
+        "switched_at": trained.switched_at,
+        "device": device().type,
+        "versions": versions(),
+        **aurocs(found),
         "scores": found["scores"],
     }
-    job.file.write_text(json.dumps(kept, indent=1) + "\n")
+    partial = run.file.with_suffix(".partial")
+    partial.write_text(json.dumps(kept, indent=1) + "\n")
+    partial.replace(run.file)
 
 
-def table(all_jobs: Sequence[Job]) -> Iterator[str]:
-    """By data and variant, means over the seeds that are there, and paired differences."""
-    names = list(dict.fromkeys(job.variant for job in all_jobs))
-    found = {
-        (job.data, job.variant, job.seed): json.loads(job.file.read_text())
-        for job in all_jobs
-        if job.file.exists()
+def trained_on(material: Material, run: Run) -> Trained:
+    """The training of a run; nothing of it is kept."""
+    normals = material.train
+    images = TrainingImages(normals.images, normals.foregrounds, material.data, run.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        return train(
+            images, run.recipe.model, run.recipe.training, seed=run.seed, folder=Path(folder)
+        )
+
+
+def aurocs(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Image and pixel AUROC, clean and in the worst case by eps, and image AUROC by kind."""
+    worst = {
+        entry["eps"]: entry["rows"]["both"]
+        for entry in found["attacked"]
+        if entry["attack"] == WORST
     }
-    yield "data, variant (seeds)  figures: mean (difference to the first, ± standard deviation)"
-    for data in dict.fromkeys(job.data for job in all_jobs):
-        for name in names:
-            seeds = [seed for where, variant, seed in found if (where, variant) == (data, name)]
-            if seeds:
-                own = [found[data, name, seed] for seed in seeds]
-                base = [found.get((data, names[0], seed)) for seed in seeds]
-                yield f"{Path(data).name}, {name} ({len(seeds)})"
-                yield from _figures(own, base if None not in base else own)
+    figures = {"clean": found["clean"], **worst}
+    return {
+        "image": {eps: row["image"]["auroc"] for eps, row in figures.items()},
+        "pixel": {eps: row["pixel"]["auroc"] for eps, row in figures.items() if "pixel" in row},
+        "by_kind": by_kind(found["scores"]),
+    }
 
 
-def _figures(own: Sequence[Any], base: Sequence[Any]) -> Iterator[str]:
-    for kind in ("image", "pixel"):
+def by_kind(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Clean image AUROC of each kind of defect against all normal images."""
+    kinds, clean = np.array(scores["kinds"]), np.array(scores["clean"])
+    return {
+        kind: image_metrics(clean[chosen], (kinds == kind)[chosen]).auroc
+        for kind in sorted(set(scores["kinds"]) - {GOOD})
+        for chosen in [(kinds == kind) | (kinds == GOOD)]
+    }
+
+
+def table(planned: Sequence[Run]) -> Iterator[str]:
+    """By data and variant, means over seeds, and paired differences to the first variant."""
+    found = {(run.data, run.variant, run.seed): run.figures() for run in planned}
+    seeds = list(dict.fromkeys(run.seed for run in planned))
+    first, *others = dict.fromkeys(run.variant for run in planned)
+    yield f"AUROC, mean ± standard deviation over seeds {seeds}; others: differences to {first}"
+    for data in dict.fromkeys(run.data for run in planned):
+        base = [found[data, first, seed] for seed in seeds]
+        yield f"{Path(data).name}, {first}"
+        yield from lines(base, None)
+        for variant in others:
+            yield f"{Path(data).name}, {variant}"
+            yield from lines([found[data, variant, seed] for seed in seeds], base)
+
+
+def lines(own: Sequence[Any], base: Sequence[Any] | None) -> Iterator[str]:
+    """One for each kind of figure, of all seeds; with what they are compared with, of the same."""
+    for kind in ("image", "pixel", "by_kind"):
         parts = []
-        for eps in own[0][kind]:
-            gains = [a[kind][eps] - b[kind][eps] for a, b in zip(own, base, strict=True)]
-            spread = f" ± {stdev(gains):.3f}" if len(gains) > 1 else ""
-            mean = fmean(each[kind][eps] for each in own)
-            parts.append(f"{eps} {mean:.3f} ({fmean(gains):+.3f}{spread})")
+        for name in own[0][kind]:
+            values = [each[kind][name] for each in own]
+            told = f"{name} {fmean(values):.3f}"
+            if base is not None:
+                before = [each[kind][name] for each in base]
+                values = [after - old for after, old in zip(values, before, strict=True)]
+                told += f" ({fmean(values):+.3f})"
+            parts.append(told + (f" ± {stdev(values):.3f}" if len(values) > 1 else ""))
         if parts:
-            yield f"  {kind}  " + "  ".join(parts)
+            yield f"  {kind.replace('_', ' '):8} " + ", ".join(parts)
 
 
-def compare(planned: Sequence[Job], at_once: int) -> None:
+def compare(planned: Sequence[Run], at_once: int) -> None:
     """Make the runs that are outstanding, and print how they compare with the first variant."""
-    outstanding = [job for job in planned if not job.file.exists()]
+    outstanding = [run for run in planned if not run.file.exists()]
     print(
-        f"{len(outstanding)} of {len(planned)} runs to make, worst of quick, {device().type}, "
+        f"{len(outstanding)} of {len(planned)} runs to make, worst of {SUITE}, {device().type}, "
         f"{platform.machine()}, {versions()}",
         flush=True,
     )
-    threads = None if at_once == 1 else 1
+    # A process that has asked for a GPU cannot be forked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["patchguard.training.train", "patchguard.evaluating"])
     with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
-        for done in as_completed([pool.submit(run, job, threads) for job in outstanding]):
-            done.result()
+        pending = {pool.submit(make, run, at_once == 1): run for run in outstanding}
+        try:
+            for done in as_completed(pending):
+                done.result()
+                print(f"{pending[done].file.stem}: done", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     print("\n".join(table(planned)))
 
 
@@ -241,9 +302,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     base = recipe_of(arguments)
     recipes = {Path(arguments.recipe).stem: base}
-    for name in arguments.variants:
-        recipes[name] = from_plain(Recipe, changed(base, VARIANTS[name]))
-    planned = jobs(arguments.data, recipes, arguments.seeds, arguments.eps, arguments.out)
+    recipes |= {name: changed(base, VARIANTS[name]) for name in arguments.variants}
+    planned = runs(arguments.data, recipes, arguments.seeds, arguments.eps, arguments.out)
     compare(list(planned), arguments.jobs)
 
 

@@ -1,11 +1,11 @@
 """Robust pre-training on rendered images: what it is worth on other data.
 
-    python benchmarks/pretraining.py OUT DATA [DATA ...] [--recipe fast] [--steps 500]
-        [--pretraining_steps 4000] [--normals 200] [--seeds 0 1 2] [--eps 2/255 4/255 8/255]
-        [--jobs 1]
+    python benchmarks/pretraining.py OUT DATA [DATA ...] [--recipe fast]
+        [--steps 500 | --minutes 3] [--pretraining_steps 4000] [--normals 200] [--seeds 0 1 2]
+        [--eps 2/255 4/255 8/255] [--jobs 1]
 
 Renders normal images of the three synthetic categories, trains recipe `pretrain` on them together,
-and then, on DATA, the recipe from random weights beside the same recipe, as many steps, from the
+and then, on DATA, the recipe from random weights beside the same recipe, as long, from the
 pre-trained ones. Prints what `ablations.py` prints. The time of the pre-training is paid once and
 told apart. Finished work in OUT is not done again.
 """
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import patchguard
-from ablations import compare, jobs, parser_of, recipe_of
+from ablations import compare, parser_of, recipe_of, runs
 from patchguard.config import EvaluationConfig
 from patchguard.data.synthetic import write_benchmark
 from patchguard.models.checkpoint import METRICS, read_config
@@ -66,7 +66,7 @@ def main() -> None:
     started = replace(base, model=replace(base.model, weights=str(run)))
     recipes = {"random": base, "pretrained": started}
     compare(
-        list(jobs(arguments.data, recipes, arguments.seeds, arguments.eps, arguments.out)),
+        list(runs(arguments.data, recipes, arguments.seeds, arguments.eps, arguments.out)),
         arguments.jobs,
     )
 

@@ -86,7 +86,7 @@ def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
         for part in model.modules():
             if hasattr(part, "fused_attn"):
                 setattr(part, "fused_attn", False)  # noqa: B010
-    half = (recipe.training.precision == "bf16") != (way == "other precision")
+    half = (recipe.training.precision == "bf16") != (way == "other-precision")
 
     def step() -> None:
         model.train()
@@ -110,7 +110,7 @@ def seconds(step: Step, steps: int) -> float:
 
 
 COMPILED = {"compiled": "default", "graphs": "reduce-overhead"}
-WAYS = ("separate", "unfused", "channels-last", "other precision", *COMPILED)
+WAYS = ("separate", "unfused", "channels-last", "other-precision", *COMPILED)
 
 
 def main() -> None:

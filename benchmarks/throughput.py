@@ -1,6 +1,6 @@
 """Images per second of a training, its share of the machine's peak, and where the rest goes.
 
-    python benchmarks/throughput.py DATA [--recipe strong] [--steps 40] [--workers 8] [--profile]
+    python benchmarks/throughput.py DATA [--recipe strong] [--steps 40] [--workers N] [--profile]
 
 Timed are the loader alone, the step alone on one batch at the recipe's final eps, and both in a
 training as `fit` runs it: the slower of the first two is what the third can come to. Images count
@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,7 +38,7 @@ HALF = {"bf16": torch.bfloat16}
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Mean wall time of one, after two more to warm up."""
+    """Mean wall time of one, after two to warm up."""
     for _ in range(2):
         work()
     _settle()
@@ -61,12 +62,21 @@ def peak(precision: str) -> float:
     return 2 * side**3 / seconds(lambda: left @ right, 10)
 
 
+def at_its_end(recipe: Recipe) -> Recipe:
+    """Every step is one at the final eps, from random weights, without looks of the monitor."""
+    attack = replace(recipe.training.attack, warmup=0.0, ramp=0.0, monitor=0)
+    return replace(
+        recipe,
+        model=replace(recipe.model, weights="none"),
+        training=replace(recipe.training, attack=attack),
+    )
+
+
 def step_of(recipe: Recipe, batch: Batch) -> Callable[[], None]:
-    """One optimiser step at the final eps, as Lightning makes it, its average included."""
+    """One optimiser step as Lightning makes it, clipping and average included."""
     torch.manual_seed(0)
-    attack = replace(recipe.training.attack, warmup=0.0, ramp=0.0)
-    training = replace(recipe.training, attack=attack)
-    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    training = recipe.training
+    model = PatchGuard(recipe.model, recipe.data.image_size)
     module = AdversarialTraining(model, training, 1, 0, len(batch["index"])).to(device())
     optimizer = module.configure_optimizers()
     half = HALF.get(training.precision)
@@ -76,10 +86,11 @@ def step_of(recipe: Recipe, batch: Batch) -> Callable[[], None]:
         with torch.autocast(device().type, half, enabled=half is not None):
             loss = module.training_step(batch, 0)
         loss.backward()  # type: ignore[no-untyped-call]
+        if training.gradient_clip:
+            clip_grad_norm_(model.parameters(), training.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
-        if module.average:
-            module.average.update_parameters(model)
+        module.update_average()
 
     return step
 
@@ -97,16 +108,27 @@ def loading(images: TrainingImages, batch_size: int, steps: int) -> float:
 
 
 def training(images: TrainingImages, recipe: Recipe, steps: int) -> float:
-    """Seconds per step of a training, from the difference of two lengths."""
+    """Seconds per step of a training, from the difference of two lengths, after a first one."""
     took = []
-    for length in (steps, 3 * steps):
+    for length in (steps, steps, 3 * steps):
         config = replace(recipe.training, steps=length, epochs=None, minutes=None)
         with tempfile.TemporaryDirectory() as folder:
-            found = train(
-                images, replace(recipe.model, weights="none"), config, seed=0, folder=Path(folder)
-            )
+            found = train(images, recipe.model, config, seed=0, folder=Path(folder))
         took.append(found.seconds)
-    return (took[1] - took[0]) / (2 * steps)
+    return (took[2] - took[1]) / (2 * steps)
+
+
+def profiled(step: Callable[[], None]) -> str:
+    """What five steps spend their time on, the largest first."""
+    activities = [ProfilerActivity.CPU]
+    activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    with profile(activities=activities) as seen:
+        for _ in range(5):
+            step()
+        _settle()
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    told: str = seen.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=60)
+    return told
 
 
 def main() -> None:
@@ -117,7 +139,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe)
+    recipe = at_its_end(load_recipe(arguments.recipe))
     if arguments.workers is not None:
         recipe = replace(recipe, data=replace(recipe.data, workers=arguments.workers))
     material = prepared(arguments.data, FitConfig(data=str(arguments.data), recipe=recipe), print)
@@ -149,14 +171,7 @@ def main() -> None:
         share = "" if part == "loader alone" else f", {operations / took / highest:.1%} of the peak"
         print(f"{part:12} {1000 * took:7.1f} ms, {2 * count / took:6.0f} images/s{share}")
     if arguments.profile:
-        activities = [ProfilerActivity.CPU]
-        activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-        with profile(activities=activities) as seen:
-            for _ in range(5):
-                step()
-            _settle()
-        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        print(seen.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=60))
+        print(profiled(step))
 
 
 if __name__ == "__main__":

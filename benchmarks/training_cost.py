@@ -76,7 +76,7 @@ def on_the_same_backbone(paper: Recipe, other: Recipe) -> Recipe:
     attention = dict.fromkeys((round(depth * block / 12) for block in PUBLISHED), 0.0)
     for block, weight in PUBLISHED.items():
         attention[round(depth * block / 12)] += weight / tokens
-    data = replace(paper.data, image_size=other.data.image_size, workers=other.data.workers)
+    data = replace(paper.data, image_size=other.data.image_size)
     return replace(
         paper, model=model, data=data, training=replace(paper.training, attention=attention)
     )

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from patchguard.training.batches import (
     training_loader,
     workers_for,
 )
+from patchguard.training.callbacks import TrainingProgress
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, images_of, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
@@ -55,12 +57,32 @@ def equal(first: PatchGuard, second: PatchGuard) -> bool:
     return all(map(torch.equal, weights(first), weights(second)))
 
 
+class Counted:
+    """A loss that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __float__(self) -> float:
+        self.reads += 1
+        return 1.0
+
+
+def test_progress_reads_the_loss_only_when_it_is_new() -> None:
+    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(steps=40), 40, 0, images=6)
+    progress, loss = TrainingProgress(), Counted()
+    for step in range(1, 41):
+        trainer = SimpleNamespace(global_step=step, logged_metrics={"loss": loss})
+        progress.on_train_batch_end(trainer, module, None, None, step)
+    assert loss.reads == 40 / training_module.LOG_EVERY
+
+
 def test_a_gpu_has_more_workers_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, free = DataConfig(workers=3), DataConfig()
     found = {}
     for kind, cores in (("cpu", 64), ("cuda", 2), ("cuda", 6), ("cuda", 64)):
         monkeypatch.setattr(batches, "device", lambda kind=kind: torch.device(kind))
-        monkeypatch.setattr(batches.os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(batches.os, "sched_getaffinity", lambda _, n=cores: range(n), False)
         assert workers_for(asked) == 3
         found[kind, cores] = workers_for(free)
     assert found == {("cpu", 64): 1, ("cuda", 2): 1, ("cuda", 6): 5, ("cuda", 64): 8}

@@ -98,7 +98,7 @@ _NO_EPOCH = 2**31
 """Further than any training gets."""
 
 _MOST_WORKERS = 8
-"""More than a training step of ViT-S on an H100 waits for (``benchmarks/throughput.py``)."""
+"""They prepare batches of ``strong`` faster than an H100 trains on them."""
 
 
 class StepSampler(Sampler[list[Draw]]):
@@ -169,13 +169,14 @@ def training_loader(
 
 
 def workers_for(config: DataConfig) -> int:
-    """How many processes prepare batches.
+    """How many processes prepare batches: one keeps up with a CPU, a GPU waits for one.
 
-    On a CPU a step takes longer than one process needs for a batch; a GPU waits for one.
+    Measured by ``benchmarks/throughput.py``.
     """
     if config.workers is not None:
         return config.workers
-    cores = os.cpu_count() or 1
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
     return min(_MOST_WORKERS, max(1, cores - 1)) if device().type == "cuda" else 1
 
 

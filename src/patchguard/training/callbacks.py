@@ -122,6 +122,7 @@ class TrainingProgress(lightning.Callback):
         )
         self._task = self._bar.add_task("", total=1.0)
         self._tenths = 0
+        self._loss = ""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, AdversarialTraining)
@@ -138,21 +139,16 @@ class TrainingProgress(lightning.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(module, AdversarialTraining)
+        # Only when it is new: to read it is to wait for the GPU.
+        if trainer.global_step % LOG_EVERY == 0 and "loss" in trainer.logged_metrics:
+            self._loss = f"  loss {float(trainer.logged_metrics['loss']):.2f}"
+        text = f"step {trainer.global_step}  eps {255 * module.current_eps():.1f}/255{self._loss}"
         progress = module.progress()
         if self._bar.console.is_terminal:
-            self._bar.update(self._task, completed=progress)
-            if trainer.global_step % LOG_EVERY == 0:
-                self._bar.update(self._task, description=self._now(trainer, module))
+            self._bar.update(self._task, completed=progress, description=text)
         elif int(10 * progress) > self._tenths:
             self._tenths = int(10 * progress)
-            print(f"training {100 * progress:.0f} %  {self._now(trainer, module)}", flush=True)
-
-    def _now(self, trainer: lightning.Trainer, module: AdversarialTraining) -> str:
-        """Step, eps and loss; to read the loss is to wait for the GPU."""
-        text = f"step {trainer.global_step}  eps {255 * module.current_eps():.1f}/255"
-        if "loss" in trainer.logged_metrics:
-            text += f"  loss {float(trainer.logged_metrics['loss']):.2f}"
-        return text
+            print(f"training {100 * progress:.0f} %  {text}", flush=True)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._bar.stop()

@@ -41,7 +41,8 @@ class PatchLoss:
         loss = functional.binary_cross_entropy_with_logits(
             logits.float(),
             target,
-            pos_weight=logits.new_tensor(self.anomalous_weight, dtype=torch.float32),
+            # Not new_tensor, for which the GPU would be waited for.
+            pos_weight=logits.new_full((), self.anomalous_weight, dtype=torch.float32),
             reduction="none",
         )
         of_patches = loss.sum((1, 2))

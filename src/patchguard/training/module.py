@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchguard.attacks.objectives import legacy
 from patchguard.attacks.pgd import NFGSM, PGD
@@ -77,11 +77,7 @@ class AdversarialTraining(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
-            if config.ema
-            else None
-        )
+        self.average = deepcopy(model) if config.ema else None
         self.config = config
         self.total_steps = total_steps
         self.seed = seed
@@ -101,9 +97,7 @@ class AdversarialTraining(lightning.LightningModule):
     @property
     def detector(self) -> PatchGuard:
         """The trained detector in eval mode: the averaged weights where there are any."""
-        averaged = self.average.module if self.average else self.model
-        assert isinstance(averaged, PatchGuard)
-        return averaged.eval()
+        return (self.average or self.model).eval()
 
     def progress(self) -> float:
         """The fraction of the training that is done, in [0, 1]."""
@@ -200,9 +194,19 @@ class AdversarialTraining(lightning.LightningModule):
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """One step, with everything a resumed run needs settled before any callback saves."""
         super().optimizer_step(*arguments, **keywords)
-        if self.average:
-            self.average.update_parameters(self.model)
+        self.update_average()
         self.elapsed = time.monotonic() - self._clock
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """The exponential moving average of the weights, if there is one; the first step sets it.
+
+        As torch's ``AveragedModel``, which counts on the GPU and so waits for it at every step.
+        """
+        if self.average is None:
+            return
+        blend = get_ema_multi_avg_fn(self.config.ema if self.global_step else 0.0)  # type: ignore[no-untyped-call]
+        blend(list(self.average.parameters()), list(self.model.parameters()), 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.progress() >= 1:
