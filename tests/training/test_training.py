@@ -57,6 +57,21 @@ def equal(first: PatchGuard, second: PatchGuard) -> bool:
     return all(map(torch.equal, weights(first), weights(second)))
 
 
+def test_the_detector_has_the_moving_average_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(ema=0.9), 6, 0, images=6)
+    for step, value in enumerate((1.0, 2.0, 3.0)):
+        monkeypatch.setattr(AdversarialTraining, "global_step", step)
+        with torch.no_grad():
+            for parameter in module.model.parameters():
+                parameter.fill_(value)
+        module.update_average()
+    # 1, then 0.9 · 1 + 0.1 · 2, then 0.9 · 1.1 + 0.1 · 3.
+    for parameter in weights(module.detector):
+        torch.testing.assert_close(parameter, torch.full_like(parameter, 1.29))
+
+
 class Counted:
     """A loss that counts how often it is read."""
 
