@@ -67,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-variation": {"data.variation": {}},
     "any-variation": {"data.stray": 0.0},
     "no-flips": {"data.flips": []},
+    "removals": {"data.anomalies.removals": 0.3},
     "no-copies": {"data.anomalies.copies": 0.0},
     "position-1": {"model.position_std": 1.0},
     "no-ramp": {"training.attack.ramp": 0.0},

@@ -56,6 +56,9 @@ class AnomalyConfig:
             twice that; at most 0.5.
         copies: share of the patches tried that are neither distorted nor rotated, like something
             missing or in the wrong place; those that change too little are tried again.
+        removals: share of the patches tried that take away what is there: the target is painted
+            over with the colour around it, and what this changes is the patch. The share of
+            copies is one of the rest.
         curriculum: fraction of the training over which patches, large and of high contrast at
             first, become those described here.
     """
@@ -69,6 +72,7 @@ class AnomalyConfig:
     count_max: int = 2
     contrast_floor: float = 0.05
     copies: float = 0.0
+    removals: float = 0.0
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
@@ -85,6 +89,8 @@ class AnomalyConfig:
             raise PatchGuardError(f"anomalies.count_max={self.count_max}: choose at least 1.")
         if not 0 <= self.copies <= 1:
             raise PatchGuardError(f"anomalies.copies={self.copies}: choose a value in [0, 1].")
+        if not 0 <= self.removals <= 1:
+            raise PatchGuardError(f"anomalies.removals={self.removals}: choose a value in [0, 1].")
         if not 0 <= self.curriculum <= 1:
             raise PatchGuardError(
                 f"anomalies.curriculum={self.curriculum}: choose a value in [0, 1]."

@@ -74,6 +74,47 @@ def test_foreground_grows_slightly_and_falls_back_to_the_whole_image():
     assert usable_foreground(FOREGROUNDS["tiny"]).all()
 
 
+def plate_with_holes():
+    """A flat plate, and where its four dark square holes are."""
+    holes = np.zeros((SIZE, SIZE), dtype=bool)
+    for row in (20, 60):
+        for col in (24, 64):
+            holes[row : row + 9, col : col + 9] = True
+    return np.where(holes[..., None], np.float32(0.1), flat(0.7)), holes
+
+
+REMOVING = AnomalyConfig(removals=1.0, count_max=1, contrast_floor=0.1)
+
+
+def test_removals_close_holes_and_change_nothing_else():
+    plate, holes = plate_with_holes()
+    closed = 0
+    for index in range(60):
+        anomaly, mask = make_pseudo_anomaly(
+            plate, FOREGROUNDS["full"], sample_rng(0, 0, index), REMOVING
+        )
+        changed = (anomaly != plate).any(axis=2)
+        if not (changed & holes).any():
+            # Nothing to remove in any of the tries: shaded instead.
+            continue
+        if changed[~holes].any():
+            # More hole than plate around the target: the hole grows.
+            continue
+        closed += 1
+        np.testing.assert_allclose(anomaly[mask], 0.7, atol=1e-6)
+        # The average over 3 x 3 pixels, by which change is judged, reaches one pixel further.
+        assert not (mask & ~ndimage.binary_dilation(holes, np.ones((3, 3)))).any()
+    assert closed > 20
+
+
+def test_where_nothing_can_be_removed_the_image_is_shaded():
+    anomaly, mask = make_pseudo_anomaly(
+        flat(0.7), FOREGROUNDS["full"], sample_rng(0, 0, 0), REMOVING
+    )
+    assert mask.any()
+    assert (anomaly[mask] < 0.7).all()
+
+
 @pytest.mark.parametrize("image", [textured(), flat(0), flat(1), flat(0.5)])
 @pytest.mark.parametrize("floor", [0.05, 0.3, 0.5])
 def test_change_is_visible(image, floor):

@@ -7,7 +7,7 @@ blending, sizes relative to the foreground and the contrast floor are ours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from patchguard.anomalies.noise import FloatArray, perlin
 from patchguard.config import AnomalyBlend, AnomalyConfig, AnomalyShape
 
 BoolArray = NDArray[np.bool_]
+_Values = TypeVar("_Values", bound=np.generic)
 
 # Shorter sides give a patch too few pixels to distort.
 _MIN_SIDE = 4
@@ -93,7 +94,7 @@ class _Box(NamedTuple):
     height: int
     width: int
 
-    def of(self, image: FloatArray) -> FloatArray:
+    def of(self, image: NDArray[_Values]) -> NDArray[_Values]:
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -117,8 +118,11 @@ def _visible_patch(
     scale = np.sqrt(sums[-1, -1])
     for _ in range(_ATTEMPTS):
         target = _place(free_sums, *_draw_sides(scale, rng, config), rng)
-        source = _place(sums, target.height, target.width, rng)
-        patch = _draw_patch(image, source, target, free, rng, config)
+        if config.removals and rng.random() < config.removals:
+            patch = _removal(image, target, free, config.contrast_floor)
+        else:
+            source = _place(sums, target.height, target.width, rng)
+            patch = _draw_patch(image, source, target, free, rng, config)
         if _visible(image, patch, config.contrast_floor):
             return patch
     return _shaded_patch(image, target, config.contrast_floor)
@@ -187,6 +191,22 @@ def _draw_patch(
     row, col, weight = rows[row], cols[col], opacity[row, col][:, None]
     below = image[row, col]
     return _Patch(row, col, np.clip(below + weight * (colours - below), 0, 1))
+
+
+def _removal(image: FloatArray, target: _Box, free: BoolArray, floor: float) -> _Patch:
+    """Paint the target over with the colour around it; the patch is what this changes.
+
+    Empty where there is nothing, or next to nothing, to take away.
+    """
+    crop = target.of(image)
+    edge = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]])
+    around = np.median(edge, axis=0)
+    change = ndimage.uniform_filter(np.abs(around - crop).mean(axis=2), 3)
+    rows, cols = np.nonzero((change >= floor) & target.of(free))
+    if len(rows) < _MIN_SIDE**2:
+        rows, cols = rows[:0], cols[:0]
+    colours = np.tile(around, (len(rows), 1))
+    return _Patch(rows + target.top, cols + target.left, colours)
 
 
 def _rotated_extent(
