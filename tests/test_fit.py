@@ -439,6 +439,15 @@ def test_a_wrong_value_in_a_recipe_is_told_by_file_and_setting(
     assert f"patchguard: {path}: {message}" in capsys.readouterr().err
 
 
+def test_a_recipe_that_is_no_text_gets_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(b"\x89PNG")
+    assert cli.main(["fit", str(tmp_path), "--recipe", str(path)]) == 1
+    assert capsys.readouterr().err == f"patchguard: {path} is no text file; give a YAML recipe\n"
+
+
 def test_the_twin_is_the_same_network_without_any_defence() -> None:
     settings = FitConfig(data="x")
     settings.recipe.model.weights = "robust.safetensors"

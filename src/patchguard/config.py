@@ -517,9 +517,14 @@ def recipe_path(name: str) -> Path:
     """The YAML file of a built-in recipe, or the file of that name.
 
     Raises:
-        PatchGuardError: neither exists.
+        PatchGuardError: neither exists, or the file is no text.
     """
-    return _yaml_path("recipe", RECIPES, name)
+    path = _yaml_path("recipe", RECIPES, name)
+    try:
+        path.read_text()
+    except UnicodeDecodeError as error:
+        raise PatchGuardError(f"{path} is no text file; give a YAML recipe") from error
+    return path
 
 
 def _yaml_path(what: str, folder: Path, name: str) -> Path:
