@@ -106,6 +106,20 @@ def test_gradients_that_miss_a_part_are_found(kind: type[Linear]) -> None:
     assert check("S2", kind(WEIGHT)).status == "FAIL"
 
 
+class Creased(Linear):
+    """Its slope is one or three, by turns, over distances so short that steps of 1e-6 cross them."""
+
+    def forward(self, images: Tensor) -> Detection:
+        score, anomaly_map = super().forward(images)
+        period = 1e-5 * self.weight.abs().sum()
+        turned = (score / period) % 1
+        return Detection(score + 2 * period * torch.minimum(turned, 1 - turned), anomaly_map)
+
+
+def test_kinks_near_a_point_are_no_wrong_gradients() -> None:
+    assert check("S2", Creased(WEIGHT)).status == "PASS"
+
+
 class SingleOnly(Linear):
     def forward(self, images: Tensor) -> Detection:
         assert images.dtype == torch.float32
