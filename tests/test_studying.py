@@ -263,6 +263,23 @@ def test_the_same_command_again_makes_nothing_again(
     assert "8/255" in printed
 
 
+def test_who_prepares_the_batches_makes_no_other_run(
+    page: Path,
+    folder: Path,
+    tree: Path,
+    recipe: Path,
+    evaluation: EvaluationConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = yaml.safe_load(recipe.read_text())
+    other["data"]["workers"] = 7
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(other))
+    again = arguments(tree, folder, tmp_path / "tiny.yaml", evaluation)
+    assert cli.main([*again, "--page", str(tmp_path / "page.md")]) == 0
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+
+
 def test_the_command_on_the_page_writes_the_page(page: Path) -> None:
     text = page.read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("    patchguard study"))

@@ -271,9 +271,12 @@ def _by_name(what: str, given: Sequence[str], name_of: Callable[[str], str]) -> 
 
 
 def _settings(settings: FitConfig) -> dict[str, Any]:
-    """By dotted name, as a config file holds them; the folder may be written in several ways."""
+    """What decides the figures, by dotted name, as a config file holds it.
+
+    Not the folder, which may be written in several ways, nor who prepares the batches.
+    """
     content = yaml.safe_load(yaml.safe_dump(asdict(settings)))
-    del content["data"]
+    del content["data"], content["recipe"]["data"]["workers"]
     return dict(_flat(content))
 
 
