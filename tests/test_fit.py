@@ -426,8 +426,8 @@ def test_bad_input_gets_one_line_and_a_nonzero_exit(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("data: {flips: false}", "data.flips False: expected list "),
-        ("training: {steps: many}", "training.steps many: expected int "),
+        ("data: {flips: false}", "data.flips False: expected list"),
+        ("training: {steps: many}", "training.steps many: expected int"),
     ],
 )
 def test_a_wrong_value_in_a_recipe_is_told_by_file_and_setting(
@@ -439,13 +439,31 @@ def test_a_wrong_value_in_a_recipe_is_told_by_file_and_setting(
     assert f"patchguard: {path}: {message}" in capsys.readouterr().err
 
 
-def test_a_recipe_that_is_no_text_gets_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", [["fit", "."], ["study", "."]])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG", "own.yaml is not YAML: "),
+        (b"", "own.yaml holds no settings "),
+        (b"fast", "own.yaml holds no settings "),
+        (b"trainng: {steps: 3}", "own.yaml: trainng.steps: there is no such setting"),
+        (b"training: {attack: {eps: 8}}", "own.yaml: training.attack.eps 8: expected text "),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_gets_one_line(
+    command: list[str],
+    content: bytes,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "own.yaml"
-    path.write_bytes(b"\x89PNG")
-    assert cli.main(["fit", str(tmp_path), "--recipe", str(path)]) == 1
-    assert capsys.readouterr().err == f"patchguard: {path} is no text file; give a YAML recipe\n"
+    path.write_bytes(content)
+    option = "--recipe" if command[0] == "fit" else "--recipes"
+    assert cli.main([*command, option, str(path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
 
 
 def test_the_twin_is_the_same_network_without_any_defence() -> None:

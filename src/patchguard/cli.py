@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from patchguard import __version__, api
-from patchguard.config import EvaluationConfig, Recipe, instantiate, recipe_path
+from patchguard.config import EvaluationConfig, Recipe, in_our_words, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
 
 FLAGS = ("--strict", "--resume", "--maps", "--trust", "--twin")
@@ -269,23 +269,13 @@ class _Parser(ArgumentParser):
 
 
 def _in_terms_of_options(message: str) -> str:
-    """What jsonargparse says about its keys and types, said of options."""
+    """What jsonargparse says about its keys, said of options."""
     # Its versions word this differently, and none speaks of the command's DATA.
     missing = re.search(r"(?:Option '|Key \"|required: )\w+\.(\w+)", message)
     if missing and "required" in message:
         return f"{missing[1].upper()} is missing"
-    wrong = re.fullmatch(
-        r"""(?:Parser key "recipe": Unable to load config '(.*)' - )?"""
-        r"""Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)""",
-        message,
-    )
-    if not wrong:
-        return message
-    file, key, reasons, given = wrong.groups()
-    names = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|typing.Literal\[(.*?)\])", reasons)
-    wanted = [kind or f"one of {literal}" for kind, literal in names if kind != "NoneType"]
-    place = f"{file}: {key.removeprefix('recipe.')}" if file else f"--{key}"
-    return f"{place} {given}: expected {' or '.join(dict.fromkeys(wanted))}"
+    told = in_our_words(message)
+    return told if told == message else f"--{told}"
 
 
 def _in_terms_of_files(error: OSError) -> str:

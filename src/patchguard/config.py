@@ -6,6 +6,7 @@ Nothing here imports torch, so that ``patchguard --help`` stays fast.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
@@ -501,7 +502,17 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         PatchGuardError: no such recipe, or a setting of the wrong name or type.
     """
-    return _from_yaml(Recipe, recipe_path(name))
+    return _from_yaml(Recipe, _yaml_path("recipe", RECIPES, name))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe that can be loaded.
+
+    Raises:
+        PatchGuardError: as :func:`load_recipe`.
+    """
+    load_recipe(name)
+    return _yaml_path("recipe", RECIPES, name)
 
 
 def load_suite(name: str) -> Suite:
@@ -511,20 +522,6 @@ def load_suite(name: str) -> Suite:
         PatchGuardError: no such suite, or a setting of the wrong name or type.
     """
     return _from_yaml(Suite, _yaml_path("suite", SUITES, name))
-
-
-def recipe_path(name: str) -> Path:
-    """The YAML file of a built-in recipe, or the file of that name.
-
-    Raises:
-        PatchGuardError: neither exists, or the file is no text.
-    """
-    path = _yaml_path("recipe", RECIPES, name)
-    try:
-        path.read_text()
-    except UnicodeDecodeError as error:
-        raise PatchGuardError(f"{path} is no text file; give a YAML recipe") from error
-    return path
 
 
 def _yaml_path(what: str, folder: Path, name: str) -> Path:
@@ -542,9 +539,15 @@ def _from_yaml(kind: type[T], path: Path) -> T:
     import yaml
 
     try:
-        return from_plain(kind, yaml.safe_load(path.read_text()))
+        content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PatchGuardError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise PatchGuardError(f"{path} holds no settings (lines such as 'name: value')")
+    try:
+        return from_plain(kind, content)
+    except PatchGuardError as error:
+        raise PatchGuardError(f"{path}: {error}") from error
 
 
 def from_plain(kind: type[T], content: dict[str, Any]) -> T:
@@ -561,7 +564,26 @@ def from_plain(kind: type[T], content: dict[str, Any]) -> T:
     try:
         return cast(T, instantiate(parser, parser.parse_object({name: content}))[name])
     except (ArgumentError, TypeError) as error:
-        raise PatchGuardError(" ".join(str(error).split())) from error
+        raise PatchGuardError(in_our_words(str(error)).replace(f"{name}.", "", 1)) from error
+
+
+def in_our_words(message: str) -> str:
+    """What jsonargparse says of a setting, in one line: its name, its value, what is wrong."""
+    line = " ".join(message.split())
+    unknown = re.fullmatch(r".* does not accept option '([\w.]+)'", line)
+    if unknown:
+        return f"{unknown[1]}: there is no such setting"
+    wrong = re.fullmatch(r"""Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)""", line)
+    if not wrong:
+        return line
+    name, reasons, given = wrong.groups()
+    found = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|typing.Literal\[(.*?)\])", reasons)
+    wanted = [_KINDS.get(kind, kind) or f"one of {values}" for kind, values in found]
+    told = dict.fromkeys(each for each in wanted if each != "NoneType")
+    return f"{name} {given}: expected {' or '.join(told)}"
+
+
+_KINDS = {"str": "text (in YAML with quotes)"}
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Namespace:
