@@ -286,6 +286,31 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_itself(
     assert metrics(run)["scores"] == before["scores"]
 
 
+def test_a_resumed_run_keeps_its_length(run: Path, tree: Path, tiny_recipe: Recipe) -> None:
+    steps = tiny_recipe.training.steps
+    message = rf"begun with {steps} steps, .*leave 99 steps out"
+    with pytest.raises(PatchGuardError, match=message):
+        patchguard.fit(tree, out=run, steps=99, resume=True)
+    assert patchguard.fit(tree, out=run, steps=steps, resume=True) == run
+
+
+def test_a_folder_without_anything_to_resume_is_used_again(
+    tree: Path,
+    tmp_path: Path,
+    tiny_recipe: Recipe,
+    tiny_evaluation: EvaluationConfig,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A start that failed for want of weights leaves a folder; the next start is not refused."""
+    settings = {"out": tmp_path / "run", "twin": False, "evaluation": tiny_evaluation}
+    config = FitConfig(data="elsewhere", recipe=tiny_recipe)
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", config, {"varied_by": "nothing"})
+    patchguard.fit(tree, recipe=tiny_recipe, steps=2, resume=True, **settings)  # type: ignore[arg-type]
+    assert "holds nothing to resume" in capsys.readouterr().out
+    assert read_config(tmp_path / "run")[0].recipe.training.steps == 2
+
+
 def test_every_verb_is_still_a_function_after_a_fit(run: Path, tree: Path, tmp_path: Path) -> None:
     assert patchguard.write_report(run) == run / "report.html"
     picture = patchguard.write_anomalies(tree, out=tmp_path / "grid.png", recipe="fast")

@@ -71,7 +71,8 @@ def fit(
         recipe=_with_length(_recipe(recipe), steps, epochs, minutes),
         evaluation=evaluation or EvaluationConfig(),
     )
-    settings = _settings_of(folder, settings, resume)
+    own_length = any(length is not None for length in (steps, epochs, minutes))
+    settings = _settings_of(folder, settings, resume, own_length)
     fitting.check(settings)
     material = fitting.prepared(Path(data), settings, _tell)
     _tell(material.summary)
@@ -431,7 +432,7 @@ def _fit_planned(run: Planned) -> None:
         recipe=run.settings.recipe,
         seed=run.settings.seed,
         twin=run.settings.twin,
-        resume=True,
+        resume=run.folder.exists(),
         evaluation=run.settings.evaluation,
     )
 
@@ -458,16 +459,28 @@ def _with_length(
     return replace(recipe, training=training)
 
 
-def _settings_of(folder: Path, settings: FitConfig, resume: bool) -> FitConfig:
-    """The settings of a new run, or those of the run that is resumed."""
-    from patchguard.models.checkpoint import CONFIG, read_config
+def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bool) -> FitConfig:
+    """The settings of a new run, or those of the run that is resumed.
 
-    if not (folder / CONFIG).exists():
+    A folder in which no training got so far that it could be resumed is used again.
+    """
+    from patchguard.models.checkpoint import CONFIG, is_begun, read_config
+
+    if not is_begun(folder):
+        if resume:
+            _tell(f"{folder} holds nothing to resume: a new run begins")
         return settings
     if not resume:
         raise PatchGuardError(f"{folder} holds a run already; add --resume or choose another --out")
+    recorded = read_config(folder)[0]
+    before, now = (each.recipe.training.length for each in (recorded, settings))
+    if own_length and before != now:
+        raise PatchGuardError(
+            f"{folder} was begun with {before}, which a resumed run keeps: leave {now} out or "
+            "choose another --out"
+        )
     _tell(f"continuing {folder} with the settings in its {CONFIG}")
-    return read_config(folder)[0]
+    return recorded
 
 
 def _tell(line: str) -> None:

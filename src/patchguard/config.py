@@ -331,6 +331,15 @@ class TrainingConfig:
         _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
         _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
 
+    @property
+    def length(self) -> str:
+        """Such as ``1500 steps``."""
+        for unit in ("steps", "epochs", "minutes"):
+            length = getattr(self, unit)
+            if length is not None:
+                return f"{length:g} {unit}"
+        return "no length"
+
 
 @dataclass
 class Recipe:

@@ -24,7 +24,9 @@ from patchguard.models.checkpoint import (
     CALIBRATION,
     CONFIG,
     MANIFEST,
+    RESUME,
     WEIGHTS,
+    is_begun,
     read_config,
     save_weights,
     seal,
@@ -114,7 +116,7 @@ def check_same_images(folder: Path, material: Material) -> None:
     Raises:
         PatchGuardError: the normal images differ.
     """
-    if not (folder / CONFIG).exists():
+    if not is_begun(folder):
         return
     if read_config(folder)[1].get("images", {}).get("sha256") != material.sha256:
         raise PatchGuardError(
@@ -129,7 +131,7 @@ def check_same_changes(folder: Path, material: Material) -> None:
     Raises:
         PatchGuardError: another version, or another processor, finds that other changes suit them.
     """
-    if not (folder / CONFIG).exists():
+    if not is_begun(folder):
         return
     started = read_config(folder)[1].get("varied_by")
     if started != material.changes:
@@ -152,7 +154,7 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
         return
     normals, recipe = material.train, settings.recipe
     dataset = TrainingImages(normals.images, normals.foregrounds, material.data, settings.seed)
-    logs = folder / "training"
+    logs = (folder / RESUME).parent
     logs.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings, provenance(material, recipe.model.weights))
     trained = train(
@@ -169,7 +171,7 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     calibration = calibrate(trained.detector, material, settings.false_alarm_rate, tell)
     calibration.to_json(folder / CALIBRATION)
     seal(folder, CONFIG, WEIGHTS, CALIBRATION)
-    (logs / "resume.ckpt").unlink()
+    (folder / RESUME).unlink()
 
 
 def calibrate(

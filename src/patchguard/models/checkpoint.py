@@ -22,6 +22,12 @@ CONFIG = "config.yaml"
 CALIBRATION = "calibration.json"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
+RESUME = Path("training", "resume.ckpt")
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run folder holds a detector, or a training that can be resumed."""
+    return any((folder / name).exists() for name in (MANIFEST, WEIGHTS, RESUME))
 
 
 def write_config(folder: Path, settings: FitConfig, provenance: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from patchguard.config import FitConfig, Recipe, TrainingConfig, parse_eps
+from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.evaluation.card import published_steps
 from patchguard.report.contents import LEGACY, WORST, AttackResult, Metrics
 from patchguard.report.tables import Table
@@ -393,17 +393,9 @@ def _recipe(name: str, runs: Sequence[StudyRun]) -> str:
     start = "" if recipe.model.weights == "none" else f" from {recipe.model.weights}"
     return (
         f"Recipe `{name}`: {recipe.model.backbone}{start} at {recipe.data.image_size} px, "
-        f"{_length(recipe.training)}, {recipe.training.batch_size} normal images a step, "
+        f"{recipe.training.length}, {recipe.training.batch_size} normal images a step, "
         f"{_trained_against(recipe)}{_switched(name, runs)}."
     )
-
-
-def _length(training: TrainingConfig) -> str:
-    for unit in ("steps", "epochs", "minutes"):
-        length = getattr(training, unit)
-        if length is not None:
-            return f"{length:g} {unit}"
-    return "no length"
 
 
 def _trained_against(recipe: Recipe) -> str:

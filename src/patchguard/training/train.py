@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from patchguard.config import DataConfig, ModelConfig, TrainingConfig, parse_eps
 from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.models.checkpoint import RESUME
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import TrainingImages, training_loader
 from patchguard.training.callbacks import OverfittingMonitor, ResumePoint, TrainingProgress
@@ -84,7 +85,7 @@ def train(
     model = PatchGuard(model_config, dataset.config.image_size)
     check_settings(model, dataset.config, config)
     module = AdversarialTraining(model, config, steps, seed, len(dataset))
-    resume = ResumePoint(folder / "resume.ckpt")
+    resume = ResumePoint(folder / RESUME.name)
     first_step = saved_step(resume.path)
     loader = training_loader(dataset, config.batch_size, module.progress_at, first_step=first_step)
     callbacks = [*_monitor(dataset, config, seed, tell), TrainingProgress(), resume]
