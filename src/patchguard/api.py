@@ -144,6 +144,7 @@ def evaluate(
     from patchguard import evaluating
     from patchguard.data.folder import scan_test
     from patchguard.evaluation.protocol import suite_of
+    from patchguard.evaluation.test_set import LABELLED
     from patchguard.integrations.load import load_detector
     from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS
 
@@ -170,7 +171,7 @@ def evaluate(
                 evaluating.evaluate_run(
                     run,
                     test,
-                    evaluating.LABELLED,
+                    LABELLED,
                     config,
                     data=str(data),
                     seed=seed,

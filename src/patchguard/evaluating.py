@@ -39,7 +39,13 @@ from patchguard.evaluation.protocol import (
 )
 from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import digest
-from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
+from patchguard.evaluation.test_set import (
+    LABELLED,
+    SELF_TEST,
+    TestSet,
+    labelled_images,
+    pseudo_test_set,
+)
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS, WEIGHTS, load_detector, seal
 from patchguard.report.progress import Watching
@@ -48,9 +54,6 @@ from patchguard.training.material import Material
 Tell = Callable[[str], None]
 
 TWIN, CACHE, CARD = "twin", "attacks", "card.json"
-
-SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
-LABELLED = "labelled test images"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from patchguard.evaluation.card import (
     robustness_card,
     write_card,
 )
+from patchguard.evaluation.test_set import SELF_TEST
 
 DETECTOR = {"name": "bolts", "kind": "PatchGuard", "parameters": 7, "sha256": "0a" * 32}
 DATA = {"name": "bolts", "sha256": "1b" * 32}
@@ -188,6 +189,13 @@ def test_the_headline_is_one_line_with_all_its_parts() -> None:
     )
     never = headline(card_of(curve(0.8, 0.7)))
     assert "published" not in never and "above AUROC 0.5 at every linf eps" in never
+
+
+def test_the_headline_says_that_it_is_of_a_self_test() -> None:
+    content = metrics(0.4)
+    content["protocol"]["test_set"] = SELF_TEST
+    line = headline(card_of(content))
+    assert line.startswith("self-test on pseudo-anomalies | image AUROC 0.971 clean, ")
 
 
 def test_the_headline_is_of_the_first_threat() -> None:

@@ -14,6 +14,7 @@ import pytest
 from evaluations import CHECKS, FAILED, metrics
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card import read_card, robustness_card, write_card
+from patchguard.evaluation.test_set import LABELLED, SELF_TEST
 from patchguard.report.leaderboard import render_leaderboard
 
 
@@ -116,6 +117,19 @@ def test_rows_are_ranked_by_the_worst_case(tmp_path: Path) -> None:
 def test_equals_are_parted_by_the_smaller_radius(tmp_path: Path) -> None:
     weak, strong = (write(tmp_path, name, 0.0, small=x) for name, x in (("a", 0.1), ("b", 0.2)))
     assert ranks(rendered(weak, strong), SCREW) == [("1", "b"), ("2", "a")]
+
+
+def test_equals_at_all_radii_share_a_rank(tmp_path: Path) -> None:
+    names = {"b": 0.5, "a": 0.5, "c": 0.1}
+    page = rendered(*(write(tmp_path, name, auroc) for name, auroc in names.items()))
+    assert [rank for rank, _ in ranks(page, SCREW)] == ["1", "1", "3"]
+
+
+def test_a_self_test_is_called_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", 0.5)
+    assert "self-test" not in rendered(path)
+    path.write_text(path.read_text().replace(LABELLED, SELF_TEST))
+    assert "pseudo-anomalies (a self-test)" in rendered(path)
 
 
 def test_unreliable_entries_come_last_without_a_rank_and_name_the_check(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from patchguard.config import parse_size
 from patchguard.data.folder import GOOD
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card_format import SCHEMA, STATUSES, VERSION, Json, validate
+from patchguard.evaluation.test_set import SELF_TEST
 
 HEADLINE_EPS = 4 / 255
 """Where a suite has several radii of linf, the headline is of the one nearest to this."""
@@ -94,6 +95,7 @@ def headline(card: Mapping[str, Any]) -> str:
     for the first threat.
     """
     clean, found = card["numbers"]["clean"], headline_result(card)
+    whose = ["self-test on pseudo-anomalies"] if is_self_test(card) else []
     worst = f"{_worst(found, 'image_auroc')} at {found['norm']} {found['eps']}" if found else ""
     parts = [f"image AUROC {_told(clean['image_auroc'])} clean, {worst or 'not attacked'}"]
     if found and found["pixel_auroc"] is not None:
@@ -101,7 +103,12 @@ def headline(card: Mapping[str, Any]) -> str:
         parts.append(f"pixel AUROC {pixel} clean, {_worst(found, 'pixel_auroc')}")
     if found:
         parts += [*_published(card, found), *_at_chance(card, found)]
-    return " | ".join([*_alarm(card), *parts, *_skipped(card), _tally(card["checks"])])
+    return " | ".join([*_alarm(card), *whose, *parts, *_skipped(card), _tally(card["checks"])])
+
+
+def is_self_test(card: Mapping[str, Any]) -> bool:
+    """Whether no labelled defects were at hand, so that it says nothing of any."""
+    return bool(card["protocol"]["test_set"] == SELF_TEST)
 
 
 def headline_result(card: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -19,6 +19,7 @@ from patchguard.evaluation.card import (
     failed_checks,
     headline,
     headline_eps,
+    is_self_test,
     published_steps,
     read_card,
 )
@@ -169,10 +170,12 @@ def _group(key: Key, entries: Sequence[Entry]) -> Group:
     ranked = sorted(entries, key=lambda entry: _standing(entry.card, norm, [at, *eps]))
     headings, cells = _columns([_cells(entry.card, norm, at, eps) for entry in ranked])
     card = entries[0].card
+    defects = "pseudo-anomalies (a self-test)" if is_self_test(card) else "anomalous images"
+    standings = [_standing(entry.card, norm, [at, *eps]) for entry in ranked]
     return Group(
         data=card["data"]["name"],
         sha256=card["data"]["sha256"],
-        images=f"{card['data']['normal']} normal and {card['data']['anomalous']} anomalous images",
+        images=f"{card['data']['normal']} normal and {card['data']['anomalous']} {defects}",
         suite=card["protocol"]["suite"],
         norm=norm,
         resolution=key.resolution or None,
@@ -180,19 +183,22 @@ def _group(key: Key, entries: Sequence[Entry]) -> Group:
         headings=headings,
         rows=tuple(
             Row(
-                rank=None if entry.card["unreliable"] else place,
+                rank=None if entry.card["unreliable"] else 1 + standings.index(standing),
                 entry=entry,
                 cells=of_entry,
                 failed=tuple(failed_checks(entry.card)),
                 skipped=_skipped(entry.card, norm),
             )
-            for place, (entry, of_entry) in enumerate(zip(ranked, cells, strict=True), 1)
+            for entry, of_entry, standing in zip(ranked, cells, standings, strict=True)
         ),
     )
 
 
 def _standing(card: Card, norm: str, eps: Sequence[str]) -> tuple[float, ...]:
-    """Ascending from the first place to the last; equals at one radius are parted by the next."""
+    """Ascending from the first place to the last; equals at one radius are parted by the next.
+
+    Who equals another at all of them shares a place.
+    """
     results = _by_eps(card, norm)
     worst = [results.get(each, {}).get("image_auroc") for each in eps]
     return _distrust(card), *(inf if auroc is None else -auroc for auroc in worst)

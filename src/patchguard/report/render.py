@@ -223,7 +223,7 @@ def _listed(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
             pairs.append((name, ", ".join(f"{part} {told}" for part, told in value.items())))
         elif isinstance(value, list):
             pairs.append((name, ", ".join(map(str, value))))
-        else:
+        elif value is not None:
             pairs.append((name, str(value)))
     return pairs
 
