@@ -18,7 +18,8 @@ lint: .venv/tested
 	$(BIN)/mypy
 
 .venv/installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; \
+		echo "$(PYTHON) makes no virtual environment: install its venv (Debian: python3-venv)"; exit 1; }
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
