@@ -137,8 +137,12 @@ class AdversarialTraining(lightning.LightningModule):
         self.switched_at = self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        # Lightning clips no gradients of a fused optimiser in mixed precision.
         return torch.optim.AdamW(
-            self.model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
+            self.model.parameters(),
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            fused=self.config.precision == "32",
         )
 
     def on_train_start(self) -> None:
