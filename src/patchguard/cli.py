@@ -257,6 +257,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+TRAINS = ("fit", "anomalies")
+RECIPE_DEFAULTS = (
+    f"The defaults of --recipe.* are of what a recipe file leaves out; {api.DEFAULT_RECIPE}, the "
+    "recipe where none is given, has others."
+)
+
+
 class _Parser(ArgumentParser):
     """A parser that takes no abbreviations and says what is wrong in one line."""
 
@@ -312,6 +319,7 @@ def _run(argv: list[str]) -> int:
         command = _Parser(
             description=(function.__doc__ or "").splitlines()[0],
             usage=_usage(name, function),
+            epilog=RECIPE_DEFAULTS if name in TRAINS else None,
         )
         several = _several(function)
         for parameter in several:
@@ -373,4 +381,4 @@ def _needs_recipe(words: list[str]) -> bool:
     """A command that trains, called without a recipe and not only for help."""
     given = any(word == "--recipe" or word.startswith("--recipe=") for word in words)
     wants_help = not {"-h", "--help"}.isdisjoint(words)
-    return words[:1] in (["fit"], ["anomalies"]) and not given and not wants_help
+    return words[0] in TRAINS and not given and not wants_help

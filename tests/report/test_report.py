@@ -285,6 +285,20 @@ def test_it_says_what_was_trained_on_what(text: str) -> None:
         assert fact in text
 
 
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [({"steps": 9}, "trained for as many steps"), ({"minutes": 9}, "trained for half the time")],
+)
+def test_it_says_how_long_the_twin_was_trained(
+    rendered_run: Path, tmp_path: Path, length: dict[str, int], said: str
+) -> None:
+    copy = shutil.copytree(rendered_run, tmp_path / "run")
+    content = yaml.safe_load((copy / "config.yaml").read_text())
+    content["settings"]["recipe"]["training"] = length
+    (copy / "config.yaml").write_text(yaml.safe_dump(content))
+    assert f"{said} without an attack" in words(render_report(copy).read_text(encoding="utf-8"))
+
+
 def test_the_oracle_is_labelled(text: str) -> None:
     assert "F1-max (oracle)" in text
 

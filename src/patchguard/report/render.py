@@ -76,6 +76,7 @@ def _context(run: Run) -> dict[str, Any]:
     context: dict[str, Any] = {
         "title": _title(run),
         "facts": _facts(run.config),
+        "twin_length": _twin_length(run.config),
         "recipe": yaml.safe_dump(run.config.get("recipe") or {}, sort_keys=False),
         "calibration": run.calibration,
         "rates": tuple(map(percent, run.calibration.rate_interval(0.9))),
@@ -183,6 +184,12 @@ def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if "image_size" in data:
         parts.append(f"{data['image_size']} × {data['image_size']} px")
     return ", ".join(parts)
+
+
+def _twin_length(config: Mapping[str, Any]) -> str:
+    """A step without an attack takes about half the time."""
+    training = (config.get("recipe") or {}).get("training") or {}
+    return "for half the time" if training.get("minutes") else "for as many steps"
 
 
 def _length(training: Mapping[str, Any], seconds: float | None) -> str:
