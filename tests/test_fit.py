@@ -286,6 +286,16 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_itself(
     assert metrics(run)["scores"] == before["scores"]
 
 
+def test_a_shortfall_of_held_out_normals_is_told_before_training(
+    tree: Path, tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = replace(tiny_recipe, model=replace(tiny_recipe.model, weights="hub"))
+    with pytest.raises(PatchGuardError):
+        patchguard.fit(tree, out=tmp_path / "run", recipe=absent, false_alarm_rate=0.01)
+    printed = capsys.readouterr().out
+    assert re.search(r"can guarantee a false-alarm rate of 0\.\d+ at best; 0\.01 needs 99", printed)
+
+
 def test_a_resumed_run_keeps_its_length(run: Path, tree: Path, tiny_recipe: Recipe) -> None:
     steps = tiny_recipe.training.steps
     message = rf"begun with {steps} steps, .*leave 99 steps out"

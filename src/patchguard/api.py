@@ -76,6 +76,7 @@ def fit(
     fitting.check(settings)
     material = fitting.prepared(Path(data), settings, _tell)
     _tell(material.summary)
+    fitting.tell_of_shortfall(material, settings.false_alarm_rate, _tell)
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
     folder.mkdir(parents=True, exist_ok=True)

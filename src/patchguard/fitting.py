@@ -168,25 +168,25 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     }
     write_config(folder, settings, provenance(material, recipe.model.weights) | training)
     save_weights(trained.detector, folder)
-    calibration = calibrate(trained.detector, material, settings.false_alarm_rate, tell)
+    calibration = calibrate(trained.detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)
     seal(folder, CONFIG, WEIGHTS, CALIBRATION)
     (folder / RESUME).unlink()
 
 
-def calibrate(
-    detector: PatchGuard, material: Material, false_alarm_rate: float, tell: Tell
-) -> Calibration:
-    """The conformal threshold of the held-out normals.
-
-    With too few of them for the rate asked for, the smallest that they can guarantee.
-    """
+def calibrate(detector: PatchGuard, material: Material, false_alarm_rate: float) -> Calibration:
+    """The conformal threshold of the held-out normals, for the rate that they can guarantee."""
     images = np.stack(material.held_out.images).transpose(0, 3, 1, 2)
     scores = score_images(detector.to(device()), torch.from_numpy(images), 32).scores
-    rate = max(false_alarm_rate, smallest_rate(len(scores)))
-    if rate > false_alarm_rate:
+    return Calibration.from_scores(scores, max(false_alarm_rate, smallest_rate(len(scores))))
+
+
+def tell_of_shortfall(material: Material, false_alarm_rate: float, tell: Tell) -> None:
+    """Say so where the held-out normals are too few for the rate asked for."""
+    held_out = len(material.held_out.images)
+    best = smallest_rate(held_out)
+    if best > false_alarm_rate:
         tell(
-            f"{len(scores)} held-out normals can guarantee a false-alarm rate of {rate:.3g} at "
-            f"best; {false_alarm_rate:.3g} needs {required_normals(false_alarm_rate)}"
+            f"{held_out} held-out normals can guarantee a false-alarm rate of {best:.3g} at best; "
+            f"{false_alarm_rate:.3g} needs {required_normals(false_alarm_rate)}"
         )
-    return Calibration.from_scores(scores, rate)
