@@ -68,7 +68,7 @@ def batch_of(recipe: Recipe) -> Batch:
 def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
     """One optimiser step, computed in that way."""
     torch.manual_seed(0)
-    attack = replace(recipe.training.attack, warmup=0.0, ramp=0.0)
+    attack = replace(recipe.training.attack, ramp=0.0)
     model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
     kind = Separately if way == "separate" else AdversarialTraining
     training = replace(recipe.training, attack=attack)

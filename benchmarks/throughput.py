@@ -64,7 +64,7 @@ def peak(precision: str) -> float:
 
 def at_its_end(recipe: Recipe) -> Recipe:
     """Every step is one at the final eps, from random weights, without looks of the monitor."""
-    attack = replace(recipe.training.attack, warmup=0.0, ramp=0.0, monitor=0)
+    attack = replace(recipe.training.attack, ramp=0.0, monitor=0)
     return replace(
         recipe,
         model=replace(recipe.model, weights="none"),

@@ -230,9 +230,7 @@ class InnerAttackConfig:
         objective: what it raises: the training ``loss``, or ``legacy``, the mean of the normal
             patch logits minus that of the anomalous ones, as published.
         eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
-        warmup: fraction of the training without an attack.
-        ramp: fraction of the training at which eps has grown to its final value, linearly from 0
-            at the end of the warm-up.
+        ramp: fraction of the training at which eps has grown to its final value, linearly from 0.
         spread: each step draws its radius uniformly from (1 - spread) · eps to eps.
         steps: gradient steps.
         step_size: step as a multiple of eps / steps.
@@ -248,7 +246,6 @@ class InnerAttackConfig:
 
     objective: Literal["loss", "legacy"] = "loss"
     eps: str = "8/255"
-    warmup: float = 0.0
     ramp: float = 0.8
     spread: float = 0.0
     steps: int = 1
@@ -263,7 +260,6 @@ class InnerAttackConfig:
     def __post_init__(self) -> None:
         parse_eps(self.eps)
         _require(0 <= self.ramp <= 1, "attack.ramp", self.ramp, "in [0, 1]")
-        _require(0 <= self.warmup < 1, "attack.warmup", self.warmup, "in [0, 1)")
         _require(self.steps >= 1, "attack.steps", self.steps, "at least 1")
         _require(self.start >= 0, "attack.start", self.start, "0 or more")
         _require(0 <= self.spread <= 1, "attack.spread", self.spread, "in [0, 1]")

@@ -202,9 +202,8 @@ def test_equal_seeds_reach_equal_weights_and_other_seeds_do_not(tmp_path: Path) 
         {"attack": InnerAttackConfig(steps=2, project=True)},
         {"attack": InnerAttackConfig(persistent=True, project=True, spread=0.5), "awp": 0.01},
         {"head_first": 0.7},
-        {"attack": InnerAttackConfig(warmup=0.5)},
     ],
-    ids=["single step", "pgd-2", "persistent", "head first", "warm-up"],
+    ids=["single step", "pgd-2", "persistent", "head first"],
 )
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -237,22 +236,18 @@ def test_a_batch_knows_how_far_the_training_is() -> None:
     assert [{draw.progress for draw in next(sampler)} for _ in range(3)] == [{0.3}, {0.4}, {0.5}]
 
 
-@pytest.mark.parametrize(
-    ("step", "eps"), [(0, 0), (19, 0), (20, 0), (35, 2), (50, 4), (80, 8), (90, 8)]
-)
-def test_eps_rests_then_grows_then_stays(step: int, eps: float, monkeypatch: Any) -> None:
-    attack = InnerAttackConfig(warmup=0.2, ramp=0.8)
+@pytest.mark.parametrize(("step", "eps"), [(0, 0), (20, 2), (40, 4), (80, 8), (90, 8)])
+def test_eps_grows_then_stays(step: int, eps: float, monkeypatch: Any) -> None:
+    attack = InnerAttackConfig(ramp=0.8)
     module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 100, 0, images=6)
     monkeypatch.setattr(module, "progress", lambda: step / 100)
     assert 255 * module.current_eps() == pytest.approx(eps)
 
 
-def test_without_a_ramp_eps_is_there_from_the_end_of_the_warmup(monkeypatch: Any) -> None:
-    attack = InnerAttackConfig(warmup=0.2, ramp=0.0)
+def test_without_a_ramp_eps_is_there_from_the_start() -> None:
+    attack = InnerAttackConfig(ramp=0.0)
     module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 100, 0, images=6)
-    for progress, eps in ((0.1, 0), (0.2, 8)):
-        monkeypatch.setattr(module, "progress", lambda progress=progress: progress)
-        assert 255 * module.current_eps() == pytest.approx(eps)
+    assert 255 * module.current_eps() == pytest.approx(8)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -111,14 +111,9 @@ class AdversarialTraining(lightning.LightningModule):
         return min(1.0, self.elapsed / (60 * self.config.minutes))
 
     def current_eps(self) -> float:
-        """The radius of the inner attack now: 0, then a linear ramp, then constant."""
-        warmup, ramp = self.config.attack.warmup, self.config.attack.ramp
-        progress = self.progress()
-        if progress < warmup:
-            return 0.0
-        if progress >= ramp:
-            return self.eps
-        return self.eps * ((progress - warmup) / (ramp - warmup))
+        """The radius of the inner attack now: a linear ramp from 0, then constant."""
+        ramp, progress = self.config.attack.ramp, self.progress()
+        return self.eps if progress >= ramp else self.eps * progress / ramp
 
     def drawn_eps(self) -> float:
         """The radius of this step: at most the current one."""
