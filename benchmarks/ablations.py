@@ -78,7 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "equal-patches": {"training.anomalous_weight": 1.0},
     "no-ema": {"training.ema": 0.0},
     "decay": {"training.weight_decay": 0.2},
-    "half-lr": {"training.lr": 0.8e-3},
+    "lr-x2": {"training.lr": 1.6e-3},
     "lines": {"data.anomalies.shapes": ["rectangle", "ellipse", "irregular", "line", "line"]},
     "up-to-4": {"data.anomalies.count_max": 4},
     "top-1": {"model.top_k": 1},

@@ -12,7 +12,7 @@ from patchguard.errors import PatchGuardError
 
 DEFAULT_RECIPE = "fast"
 DEMO_CATEGORY = "fabric"
-DEMO_STEPS = 800
+DEMO_STEPS = 2400
 
 if TYPE_CHECKING:
     from patchguard.deploy.predict import Prediction
