@@ -18,7 +18,7 @@ lint: .venv/tested
 	$(BIN)/mypy
 
 .venv/installed: pyproject.toml
-	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || { \
 		echo "$(PYTHON) makes no virtual environment: install its venv (Debian: python3-venv)"; exit 1; }
 	$(BIN)/pip install --quiet -e .
 	touch $@

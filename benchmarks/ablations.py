@@ -1,7 +1,7 @@
 """What each setting of a recipe is worth: one change at a time, several seeds, worst case.
 
     python benchmarks/ablations.py OUT DATA [DATA ...] [--variants attention awp ...]
-        [--recipe fast] [--steps 500 | --minutes 3] [--seeds 0 1 2] [--eps 2/255 4/255 8/255]
+        [--recipe fast] [--steps 2000 | --minutes 3] [--seeds 0 1 2] [--eps 2/255 4/255 8/255]
         [--jobs 1]
 
 Settings are chosen on these numbers, so DATA must hold no test images that anybody reports on:
@@ -88,6 +88,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data.anomalies.count_max": 1,
     },
     "subtle": {"data.anomalies.contrast_floor": 0.05},
+    "batch-8": {"training.batch_size": 8},
+    "batch-16": {"training.batch_size": 16},
     "patches-8": {"model.backbone": "patchguard_mini_8"},
 }
 """Changes to a recipe, by dotted name."""
@@ -287,7 +289,7 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--eps", nargs="+", default=["2/255", "4/255", "8/255"])
     parser.add_argument("--jobs", type=int, default=1)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=500)
+    length.add_argument("--steps", type=int, default=2000)
     length.add_argument("--minutes", type=float)
     return parser
 

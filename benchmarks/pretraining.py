@@ -1,7 +1,7 @@
 """Robust pre-training on rendered images: what it is worth on other data.
 
     python benchmarks/pretraining.py OUT DATA [DATA ...] [--recipe fast]
-        [--steps 500 | --minutes 3] [--pretraining_steps 4000] [--normals 200] [--seeds 0 1 2]
+        [--steps 2000 | --minutes 3] [--pretraining_steps 16000] [--normals 200] [--seeds 0 1 2]
         [--eps 2/255 4/255 8/255] [--jobs 1]
 
 Renders normal images of the three synthetic categories, trains recipe `pretrain` on them together,
@@ -45,7 +45,7 @@ def pretrained(out: Path, count: int, steps: int, seed: int) -> Path:
             steps=steps,
             seed=seed,
             twin=False,
-            resume=True,
+            resume=run.exists(),
             evaluation=EvaluationConfig(eps=["4/255"]),
         )
     return run
@@ -53,7 +53,7 @@ def pretrained(out: Path, count: int, steps: int, seed: int) -> Path:
 
 def main() -> None:
     parser = parser_of((__doc__ or "").splitlines()[0])
-    parser.add_argument("--pretraining_steps", type=int, default=4000)
+    parser.add_argument("--pretraining_steps", type=int, default=16000)
     parser.add_argument("--normals", type=int, default=200)
     arguments = parser.parse_args()
     run = pretrained(arguments.out, arguments.normals, arguments.pretraining_steps, seed=0)

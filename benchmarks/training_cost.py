@@ -95,7 +95,7 @@ def trained(
             minutes=minutes,
             seed=seed,
             twin=False,
-            resume=True,
+            resume=folder.exists(),
             evaluation=EvaluationConfig(suite=arguments.suite, eps=[arguments.eps]),
         )
     metrics = json.loads((folder / METRICS).read_text())

@@ -298,7 +298,7 @@ def test_a_shortfall_of_held_out_normals_is_told_before_training(
 
 def test_a_resumed_run_keeps_its_length(run: Path, tree: Path, tiny_recipe: Recipe) -> None:
     steps = tiny_recipe.training.steps
-    message = rf"begun with {steps} steps, .*leave 99 steps out"
+    message = f"begun with {steps} steps, .*give no --steps"
     with pytest.raises(PatchGuardError, match=message):
         patchguard.fit(tree, out=run, steps=99, resume=True)
     assert patchguard.fit(tree, out=run, steps=steps, resume=True) == run
@@ -314,11 +314,14 @@ def test_a_folder_without_anything_to_resume_is_used_again(
     """A start that failed for want of weights leaves a folder; the next start is not refused."""
     settings = {"out": tmp_path / "run", "twin": False, "evaluation": tiny_evaluation}
     config = FitConfig(data="elsewhere", recipe=tiny_recipe)
-    (tmp_path / "run").mkdir()
+    stale = tmp_path / "run" / "training" / "csv"
+    stale.mkdir(parents=True)
     write_config(tmp_path / "run", config, {"varied_by": "nothing"})
+    (stale / "from_step_0000500").mkdir()
     patchguard.fit(tree, recipe=tiny_recipe, steps=2, resume=True, **settings)  # type: ignore[arg-type]
     assert "holds nothing to resume" in capsys.readouterr().out
     assert read_config(tmp_path / "run")[0].recipe.training.steps == 2
+    assert not (stale / "from_step_0000500").exists()
 
 
 def test_every_verb_is_still_a_function_after_a_fit(run: Path, tree: Path, tmp_path: Path) -> None:
@@ -483,6 +486,9 @@ def test_a_wrong_value_in_a_recipe_is_told_by_file_and_setting(
         (b"fast", "own.yaml holds no settings "),
         (b"trainng: {steps: 3}", "own.yaml: trainng.steps: there is no such setting"),
         (b"training: {attack: {eps: 8}}", "own.yaml: training.attack.eps 8: expected text "),
+        (b"training: {batch-size: 3}", "own.yaml: training.batch-size: there is no such setting"),
+        (b"training: {attack: 3}", "own.yaml: training.attack holds no settings "),
+        (b"model:", "own.yaml: model holds no settings "),
     ],
 )
 def test_a_recipe_that_cannot_be_read_gets_one_line(
@@ -499,6 +505,23 @@ def test_a_recipe_that_cannot_be_read_gets_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("looks: abc", "own.yaml: looks abc: expected int"),
+        (None, "--evaluation .*own.yaml: neither a file of settings nor settings"),
+    ],
+)
+def test_what_is_wrong_in_an_evaluation_file_is_told_by_file_and_setting(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert cli.main(["evaluate", "x", "y", "--evaluation", str(path)]) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_the_twin_is_the_same_network_without_any_defence() -> None:

@@ -48,7 +48,8 @@ def fit(
         false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
         twin: also train the undefended twin that the report compares with.
         strict: fail at the first file that cannot be read, instead of leaving it out.
-        resume: continue the interrupted run in ``out`` with the settings it was started with.
+        resume: continue the interrupted run in ``out`` with the settings it was started with; where
+            no training got so far, start one.
         evaluation: the attacks of the evaluation.
 
     Returns:
@@ -144,8 +145,8 @@ def evaluate(
     """
     from patchguard import evaluating
     from patchguard.data.folder import scan_test
+    from patchguard.evaluation.card_format import LABELLED
     from patchguard.evaluation.protocol import suite_of
-    from patchguard.evaluation.test_set import LABELLED
     from patchguard.integrations.load import load_detector
     from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS
 
@@ -412,6 +413,7 @@ def demo(out: str | Path = "demo") -> Path:
         The run folder.
     """
     from patchguard.data.synthetic import write_benchmark
+    from patchguard.models.checkpoint import is_begun
 
     folder = Path(out)
     write_benchmark(
@@ -422,7 +424,7 @@ def demo(out: str | Path = "demo") -> Path:
         folder / "data" / DEMO_CATEGORY,
         out=run,
         recipe="fast",
-        steps=DEMO_STEPS,
+        steps=None if is_begun(run) else DEMO_STEPS,
         resume=run.exists(),
     )
 
@@ -470,7 +472,7 @@ def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bo
 
     if not is_begun(folder):
         if resume:
-            _tell(f"{folder} holds nothing to resume: a new run begins")
+            _tell(f"{folder} holds nothing to resume: a new run begins, as this command says")
         return settings
     if not resume:
         raise PatchGuardError(f"{folder} holds a run already; add --resume or choose another --out")
@@ -478,8 +480,8 @@ def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bo
     before, now = (each.recipe.training.length for each in (recorded, settings))
     if own_length and before != now:
         raise PatchGuardError(
-            f"{folder} was begun with {before}, which a resumed run keeps: leave {now} out or "
-            "choose another --out"
+            f"{folder} was begun with {before}, which a resumed run keeps: give no --steps, "
+            "--epochs or --minutes, or choose another --out"
         )
     _tell(f"continuing {folder} with the settings in its {CONFIG}")
     return recorded

@@ -259,8 +259,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 TRAINS = ("fit", "anomalies")
 RECIPE_DEFAULTS = (
-    f"The defaults of --recipe.* are of what a recipe file leaves out; {api.DEFAULT_RECIPE}, the "
-    "recipe where none is given, has others."
+    "The defaults shown for --recipe.* apply to what a recipe file leaves out. Without --recipe "
+    f"the recipe is {api.DEFAULT_RECIPE}, which sets its own."
 )
 
 
@@ -281,6 +281,12 @@ def _in_terms_of_options(message: str) -> str:
     missing = re.search(r"(?:Option '|Key \"|required: )\w+\.(\w+)", message)
     if missing and "required" in message:
         return f"{missing[1].upper()} is missing"
+    loading = re.fullmatch(r"""Parser key "(\w+)": Unable to load config '(.+?)' - (.*)""", message)
+    if loading:
+        section, file, reason = loading.groups()
+        if "Unable to load config" in reason:
+            return f"--{section} {file}: neither a file of settings nor settings"
+        return f"{file}: {in_our_words(reason).removeprefix(f'{section}.')}"
     told = in_our_words(message)
     return told if told == message else f"--{told}"
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from patchguard.errors import PatchGuardError
 
@@ -333,7 +334,7 @@ class TrainingConfig:
         for unit in ("steps", "epochs", "minutes"):
             length = getattr(self, unit)
             if length is not None:
-                return f"{length:g} {unit}"
+                return f"{length} {unit}"
         return "no length"
 
 
@@ -563,6 +564,7 @@ def from_plain(kind: type[T], content: dict[str, Any]) -> T:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    _check_sections(kind, content)
     name = kind.__name__.removesuffix("Config").lower()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, name)
@@ -572,15 +574,25 @@ def from_plain(kind: type[T], content: dict[str, Any]) -> T:
         raise PatchGuardError(in_our_words(str(error)).replace(f"{name}.", "", 1)) from error
 
 
+def _check_sections(kind: type, content: Mapping[str, Any], prefix: str = "") -> None:
+    """jsonargparse takes what is no mapping for none at all."""
+    for name, hint in get_type_hints(kind).items():
+        if not is_dataclass(hint) or name not in content:
+            continue
+        if not isinstance(content[name], Mapping):
+            raise PatchGuardError(f"{prefix}{name} holds no settings (lines such as 'name: value')")
+        _check_sections(cast(type, hint), content[name], f"{prefix}{name}.")
+
+
 def in_our_words(message: str) -> str:
     """What jsonargparse says of a setting, in one line: its name, its value, what is wrong."""
     line = " ".join(message.split())
-    unknown = re.fullmatch(r".* does not accept option '([\w.]+)'", line)
+    unknown = re.fullmatch(r".* does not accept option '([^']+)'", line)
     if unknown:
         return f"{unknown[1]}: there is no such setting"
     wrong = re.fullmatch(r"""Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)""", line)
     if not wrong:
-        return line
+        return re.sub(r"""^Parser key "([\w.]+)": """, r"\1: ", line)
     name, reasons, given = wrong.groups()
     found = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|typing.Literal\[(.*?)\])", reasons)
     wanted = [_KINDS.get(kind, kind) or f"one of {values}" for kind, values in found]

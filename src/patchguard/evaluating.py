@@ -30,6 +30,7 @@ from patchguard.evaluation.card import (
     robustness_card,
     write_card,
 )
+from patchguard.evaluation.card_format import LABELLED, SELF_TEST
 from patchguard.evaluation.protocol import (
     WORST,
     Evaluation,
@@ -39,13 +40,7 @@ from patchguard.evaluation.protocol import (
 )
 from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import digest
-from patchguard.evaluation.test_set import (
-    LABELLED,
-    SELF_TEST,
-    TestSet,
-    labelled_images,
-    pseudo_test_set,
-)
+from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS, WEIGHTS, load_detector, seal
 from patchguard.report.progress import Watching

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -155,6 +156,8 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     normals, recipe = material.train, settings.recipe
     dataset = TrainingImages(normals.images, normals.foregrounds, material.data, settings.seed)
     logs = (folder / RESUME).parent
+    if not is_begun(folder):
+        shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings, provenance(material, recipe.model.weights))
     trained = train(

@@ -18,7 +18,7 @@ from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluating import CARD, TWIN
 from patchguard.evaluation.card import read_card
 from patchguard.evaluation.protocol import suite_of
-from patchguard.models.checkpoint import CONFIG, METRICS, read_config, verify
+from patchguard.models.checkpoint import METRICS, is_begun, read_config, verify
 from patchguard.report.contents import Metrics
 from patchguard.report.study import MARK, Failure, StudyRun
 
@@ -110,7 +110,7 @@ def check_same_settings(run: Planned) -> None:
     Raises:
         PatchGuardError: a setting or the evaluation differs.
     """
-    if not (run.folder / CONFIG).exists():
+    if not is_begun(run.folder):
         return
     recorded, _ = read_config(run.folder)
     differing = list(_differences(_settings(recorded), _settings(run.settings)))

@@ -20,7 +20,7 @@ from patchguard.evaluation.card import (
     robustness_card,
     write_card,
 )
-from patchguard.evaluation.test_set import SELF_TEST
+from patchguard.evaluation.card_format import SELF_TEST
 
 DETECTOR = {"name": "bolts", "kind": "PatchGuard", "parameters": 7, "sha256": "0a" * 32}
 DATA = {"name": "bolts", "sha256": "1b" * 32}

@@ -107,7 +107,7 @@ def test_gradients_that_miss_a_part_are_found(kind: type[Linear]) -> None:
 
 
 class Creased(Linear):
-    """Its slope is one or three, by turns, too short for steps of 1e-6."""
+    """The slope is three times the linear one or its opposite, by turns shorter than 1e-6."""
 
     def forward(self, images: Tensor) -> Detection:
         score, anomaly_map = super().forward(images)

@@ -14,7 +14,7 @@ import pytest
 from evaluations import CHECKS, FAILED, metrics
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card import read_card, robustness_card, write_card
-from patchguard.evaluation.test_set import LABELLED, SELF_TEST
+from patchguard.evaluation.card_format import LABELLED, SELF_TEST
 from patchguard.report.leaderboard import render_leaderboard
 
 

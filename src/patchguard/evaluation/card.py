@@ -19,8 +19,14 @@ from typing import Any
 from patchguard.config import parse_size
 from patchguard.data.folder import GOOD
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.card_format import SCHEMA, STATUSES, VERSION, Json, validate
-from patchguard.evaluation.test_set import SELF_TEST
+from patchguard.evaluation.card_format import (
+    SCHEMA,
+    SELF_TEST,
+    STATUSES,
+    VERSION,
+    Json,
+    validate,
+)
 
 HEADLINE_EPS = 4 / 255
 """Where a suite has several radii of linf, the headline is of the one nearest to this."""

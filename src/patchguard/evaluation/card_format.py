@@ -11,6 +11,10 @@ from patchguard.errors import PatchGuardError
 
 VERSION = 1
 
+SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
+LABELLED = "labelled test images"
+"""What an evaluation may be of."""
+
 STATUSES = {"PASS": "passed", "WARN": "warned", "FAIL": "failed", "SKIP": "skipped"}
 """What a check may say, and where a card counts it."""
 

@@ -20,9 +20,6 @@ from patchguard.data.images import read_image, read_mask, resize_image
 from patchguard.detector import to_tensor
 from patchguard.errors import PatchGuardError
 
-SELF_TEST = "self-test: held-out normals and pseudo-anomalies made from them"
-LABELLED = "labelled test images"
-
 
 @dataclass(frozen=True)
 class TestSet:

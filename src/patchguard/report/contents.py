@@ -19,7 +19,7 @@ from patchguard.config import parse_size
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card import headline_eps
-from patchguard.evaluation.card_format import STATUSES
+from patchguard.evaluation.card_format import SELF_TEST, STATUSES
 
 Floats = npt.NDArray[np.floating]
 Values = Mapping[str, Mapping[str, float]]
@@ -150,7 +150,7 @@ class Metrics:
     @property
     def self_test(self) -> bool:
         """The anomalies were made, not found: nothing here was measured on real defects."""
-        return str(self.protocol.get("test_set", "")).startswith("self-test")
+        return bool(self.protocol.get("test_set") == SELF_TEST)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -197,7 +197,7 @@ def _group(key: Key, entries: Sequence[Entry]) -> Group:
 def _standing(card: Card, norm: str, eps: Sequence[str]) -> tuple[float, ...]:
     """Ascending from the first place to the last; equals at one radius are parted by the next.
 
-    Who equals another at all of them shares a place.
+    Cards equal at every radius share a place.
     """
     results = _by_eps(card, norm)
     worst = [results.get(each, {}).get("image_auroc") for each in eps]

@@ -137,7 +137,7 @@ class AdversarialTraining(lightning.LightningModule):
             self.model.parameters(),
             lr=self.config.lr,
             weight_decay=self.config.weight_decay,
-            fused=self.config.precision == "32",
+            fused=True if self.config.precision == "32" else None,
         )
 
     def on_train_start(self) -> None:

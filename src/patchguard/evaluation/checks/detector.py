@@ -59,7 +59,7 @@ def gradients(context: CheckContext) -> Verdict:
     return at_most(
         error,
         limit,
-        "Gradients agree with finite differences, so attacks climb the true score and map.",
+        "Gradients agree with finite differences, so attacks see the true slope of score and map.",
         "Gradients are wrong or cut off, so attacks by gradients prove nothing about this "
         "detector.",
     )
