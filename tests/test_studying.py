@@ -18,6 +18,7 @@ import patchguard
 from patchguard import cli, studying
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.evaluation.card_format import SELF_TEST
 from patchguard.models.checkpoint import METRICS, seal
 from patchguard.report import study as report
 from patchguard.report.contents import Metrics
@@ -126,7 +127,7 @@ def test_data_without_masks_are_not_in_the_table_of_pixels(tmp_path: Path) -> No
 
 
 def test_self_tests_are_marked_and_have_a_mean_of_their_own(tmp_path: Path) -> None:
-    self_test = "self-test: held-out normals and pseudo-anomalies made from them"
+    self_test = SELF_TEST
     runs = [made(tmp_path, name, "fast", 0, 0.5, test_set=self_test) for name in "ab"]
     runs += [made(tmp_path, name, "fast", 0, 0.7) for name in "cd"]
     table = report.auroc_table(runs, "image")
@@ -162,7 +163,7 @@ def test_every_single_value_is_on_the_page(tmp_path: Path) -> None:
         assert f"| {seed} | {0.6 + seed / 7:.4f} | {0.5 + seed / 7:.4f} |" in page
     assert "    patchguard study a\n" in page
     assert "- `out/a/slow/seed-0`: no | such" in page
-    for fact in ("suite", "4/255", "cpu, 2 threads", "torch 2.6.0", "1500 steps", "Seeds 0, 1, 2"):
+    for fact in ("suite", "4/255", "cpu, 2 threads", "torch 2.6.0", "6000 steps", "Seeds 0, 1, 2"):
         assert fact.lower() in page.lower(), fact
 
 

@@ -25,6 +25,7 @@ from evaluations import CHECKS, FAILED, THREATS, metrics, protocol
 from patchguard.config import load_recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
+from patchguard.evaluation.card_format import SELF_TEST
 from patchguard.report.contents import Metrics, training_curves
 from patchguard.report.pictures import LARGEST_SIDE, ColourScale, magnification, perturbation
 from patchguard.report.render import render_report
@@ -501,9 +502,7 @@ def test_without_ground_truth_there_is_no_localization(judged: Path) -> None:
 
 def test_a_self_test_warns_and_does_not_speak_of_defects(judged: Path, text: str) -> None:
     assert "This is a self-test" not in text
-    alter_metrics(
-        judged, protocol={**protocol(), "test_set": "self-test: held-out normals and more"}
-    )
+    alter_metrics(judged, protocol={**protocol(), "test_set": SELF_TEST})
     text = words(rendered(judged))
     assert "This is a self-test" in text
     assert "Good at finding pseudo-anomalies" in text
