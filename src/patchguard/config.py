@@ -334,7 +334,7 @@ class TrainingConfig:
         for unit in ("steps", "epochs", "minutes"):
             length = getattr(self, unit)
             if length is not None:
-                return f"{length} {unit}"
+                return f"{length:.10g} {unit}"
         return "no length"
 
 
