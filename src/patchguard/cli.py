@@ -48,7 +48,8 @@ def fit(
         false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
         twin: also train the undefended twin that the report compares with.
         strict: fail at the first file that cannot be read, instead of leaving it out.
-        resume: continue the interrupted run in OUT with the settings it was started with.
+        resume: continue the interrupted run in OUT with the settings it was started with; where no
+            training got so far, start one.
     """
     api.fit(
         data,

@@ -584,6 +584,10 @@ def _check_sections(kind: type, content: Mapping[str, Any], prefix: str = "") ->
         _check_sections(cast(type, hint), content[name], f"{prefix}{name}.")
 
 
+_KINDS = {"str": "text (in YAML with quotes)"}
+"""What people call a type; others have their own name."""
+
+
 def in_our_words(message: str) -> str:
     """What jsonargparse says of a setting, in one line: its name, its value, what is wrong."""
     line = " ".join(message.split())
@@ -598,9 +602,6 @@ def in_our_words(message: str) -> str:
     wanted = [_KINDS.get(kind, kind) or f"one of {values}" for kind, values in found]
     told = dict.fromkeys(each for each in wanted if each != "NoneType")
     return f"{name} {given}: expected {' or '.join(told)}"
-
-
-_KINDS = {"str": "text (in YAML with quotes)"}
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Namespace:

@@ -187,7 +187,7 @@ def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def _twin_length(config: Mapping[str, Any]) -> str:
-    """A step without an attack takes about half the time."""
+    """Beside the detector; of minutes it has half, for its steps take about half the time."""
     training = (config.get("recipe") or {}).get("training") or {}
     return "for half the time" if training.get("minutes") else "for as many steps"
 
