@@ -36,7 +36,7 @@ class Separately(AdversarialTraining):
     """Attacks normal images and pseudo-anomalies one after the other."""
 
     def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        eps, half = self.drawn_eps(), len(images) // 2
+        eps, half = self.current_eps(), len(images) // 2
         if eps == 0:
             return images
         parts = (slice(0, half), slice(half, None))

@@ -232,7 +232,6 @@ class InnerAttackConfig:
             patch logits minus that of the anomalous ones, as published.
         eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
         ramp: fraction of the training at which eps has grown to its final value, linearly from 0.
-        spread: each step draws its radius uniformly from (1 - spread) · eps to eps.
         steps: gradient steps.
         step_size: step as a multiple of eps / steps.
         start: radius of the uniform random start as a multiple of eps; 0 starts at the image.
@@ -248,7 +247,6 @@ class InnerAttackConfig:
     objective: Literal["loss", "legacy"] = "loss"
     eps: str = "8/255"
     ramp: float = 0.8
-    spread: float = 0.0
     steps: int = 1
     step_size: float = 1.0
     start: float = 2.0
@@ -263,7 +261,6 @@ class InnerAttackConfig:
         _require(0 <= self.ramp <= 1, "attack.ramp", self.ramp, "in [0, 1]")
         _require(self.steps >= 1, "attack.steps", self.steps, "at least 1")
         _require(self.start >= 0, "attack.start", self.start, "0 or more")
-        _require(0 <= self.spread <= 1, "attack.spread", self.spread, "in [0, 1]")
         _require(self.monitor >= 0, "attack.monitor", self.monitor, "0 or more")
         _require(
             self.project or not self.persistent,
@@ -291,7 +288,6 @@ class TrainingConfig:
         gradient_clip: largest gradient norm; 0 leaves gradients alone.
         ema: decay of the averaged weights that become the detector; 0 keeps the last weights.
         anomalous_weight: weight of an anomalous patch in the loss; a normal one has 1.
-        image_weight: weight of the cross-entropy of the image score; patches have 1.
         awp: size of the adversarial weight perturbation, relative to the norm of each weight, at
             the final eps; 0 leaves it out.
         head_first: fraction of the training in which only the discriminator learns, for
@@ -311,7 +307,6 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     ema: float = 0.995
     anomalous_weight: float = 1.0
-    image_weight: float = 0.0
     awp: float = 0.0
     head_first: float = 0.0
     attention: dict[int, float] = field(default_factory=dict)
@@ -324,7 +319,6 @@ class TrainingConfig:
             _require(length is None or length > 0, f"training.{name}", length, "above 0")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
-        _require(self.image_weight >= 0, "training.image_weight", self.image_weight, "0 or more")
         _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
         _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
 

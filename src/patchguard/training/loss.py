@@ -9,7 +9,6 @@ from torch.nn import functional
 from patchguard.attacks.objectives import patch_labels
 from patchguard.detector import Inspection
 from patchguard.models.attention import record_attention, uniformity_gap
-from patchguard.models.discriminator import top_k_mean
 from patchguard.models.patchguard import PatchGuard
 
 
@@ -19,16 +18,10 @@ class PatchLoss:
     Args:
         anomalous_weight: weight of an anomalous patch relative to a normal one, of which there
             are far more.
-        image_weight: weight of the cross-entropy of the image score, by which images are ranked.
-        top_k: the image score is the mean of this many largest patch logits.
     """
 
-    def __init__(
-        self, anomalous_weight: float, *, image_weight: float = 0.0, top_k: int = 3
-    ) -> None:
+    def __init__(self, anomalous_weight: float) -> None:
         self.anomalous_weight = anomalous_weight
-        self.image_weight = image_weight
-        self.top_k = top_k
 
     def of_logits(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The loss of each image, [B].
@@ -45,14 +38,7 @@ class PatchLoss:
             pos_weight=logits.new_full((), self.anomalous_weight, dtype=torch.float32),
             reduction="none",
         )
-        of_patches = loss.sum((1, 2))
-        if not self.image_weight:
-            return of_patches
-        score = top_k_mean(logits.float().flatten(1), self.top_k)
-        of_image = functional.binary_cross_entropy_with_logits(
-            score, target.flatten(1).amax(1), reduction="none"
-        )
-        return of_patches + self.image_weight * of_image
+        return loss.sum((1, 2))
 
     def __call__(
         self, seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.0

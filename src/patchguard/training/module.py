@@ -81,9 +81,7 @@ class AdversarialTraining(lightning.LightningModule):
         self.config = config
         self.total_steps = total_steps
         self.seed = seed
-        self.patch_loss = PatchLoss(
-            config.anomalous_weight, image_weight=config.image_weight, top_k=model.config.top_k
-        )
+        self.patch_loss = PatchLoss(config.anomalous_weight)
         self.attack = inner_attack(self.patch_loss, config.attack)
         self.switched_at: int | None = None
         self.eps = parse_eps(config.attack.eps)
@@ -114,11 +112,6 @@ class AdversarialTraining(lightning.LightningModule):
         """The radius of the inner attack now: a linear ramp from 0, then constant."""
         ramp, progress = self.config.attack.ramp, self.progress()
         return self.eps if progress >= ramp else self.eps * progress / ramp
-
-    def drawn_eps(self) -> float:
-        """The radius of this step: at most the current one."""
-        eps, spread = self.current_eps(), self.config.attack.spread
-        return eps * (1 - spread * float(torch.rand(()))) if spread else eps
 
     def current_lr(self) -> float:
         """Cosine decay from ``lr`` to ``lr_final`` · ``lr``."""
@@ -172,7 +165,7 @@ class AdversarialTraining(lightning.LightningModule):
 
     def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """The images of a batch under the inner attack at the current eps."""
-        eps = self.drawn_eps()
+        eps = self.current_eps()
         if eps == 0:
             return images
         if self.perturbations is None:
