@@ -47,7 +47,10 @@ SUITE = "quick"
 BATCH = 128
 """Images attacked at once: a GPU is hardly slower for all of them than for a few."""
 
-STILL = {f"data.variation.{name}": 0.0 for name in ("rotation", "zoom", "shift")}
+STILL = {f"data.variation.{name}": 0.0 for name in ("rotation", "zoom", "shift")} | {
+    "training.attack.start": 1.0,
+    "training.attack.project": True,
+}
 """Nothing moves, so that a perturbation can outlive its step: compare `persistent` with this."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training.attack.project": True,
     },
     "still": STILL,
-    "persistent": STILL | {"training.attack.persistent": True, "training.attack.project": True},
+    "persistent": STILL | {"training.attack.persistent": True},
     "no-curriculum": {"data.anomalies.curriculum": 0.0},
     "no-variation": {"data.variation": {}},
     "any-variation": {"data.stray": 0.0},

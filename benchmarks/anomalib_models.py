@@ -1,6 +1,6 @@
 """Five models of anomalib under attack: fitted by anomalib on DATA, attacked in pixel space.
 
-    python benchmarks/anomalib_models.py DATA [--backbone-weights FILE] [--vit-weights FILE]
+    python benchmarks/anomalib_models.py DATA [--backbone_weights FILE] [--vit_weights FILE]
 
 DATA is an MVTec-style category. Backbones are a ResNet-18 and, for GeneralAD, a ViT-Ti/16: random,
 which tests the adapter and the attacks rather than the models, unless weight files (safetensors,
@@ -164,14 +164,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--backbone-weights", type=Path, help=f"{CNN}, safetensors")
-    parser.add_argument("--vit-weights", type=Path, help=f"{VIT} at the same size, safetensors")
+    parser.add_argument("--backbone_weights", type=Path, help=f"{CNN}, safetensors")
+    parser.add_argument("--vit_weights", type=Path, help=f"{VIT} at the same size, safetensors")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, help="of the models that train")
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--eps", nargs="+")
     parser.add_argument("--images", type=int, help="attack only that many test images")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--out", type=Path, help="write the metrics of all models as JSON")
     parser.add_argument("--time", action="store_true")
     arguments = parser.parse_args()

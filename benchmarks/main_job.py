@@ -55,11 +55,11 @@ def demo_bars(minutes: float, ours: dict[str, Any], twin: dict[str, Any]) -> Ite
 
 
 def head_ct_bars(minutes: float, ours: dict[str, Any], twin: dict[str, Any]) -> Iterator[Bar]:
-    yield Bar("minutes", minutes, 15, at_most=True)
-    yield Bar("image AUROC, clean", ours["clean"]["image"]["auroc"], 0.90)
-    yield Bar("image AUROC, worst case 2/255", attacked(ours, "worst", "2/255", "image"), 0.84)
-    yield Bar("image AUROC, worst case 4/255", attacked(ours, "worst", "4/255", "image"))
-    yield Bar("image AUROC, worst case 8/255", attacked(ours, "worst", "8/255", "image"), 0.50)
+    yield Bar("minutes", minutes, 30, at_most=True)
+    yield Bar("image AUROC, clean", ours["clean"]["image"]["auroc"], 0.94)
+    yield Bar("image AUROC, worst case 2/255", attacked(ours, "worst", "2/255", "image"), 0.90)
+    yield Bar("image AUROC, worst case 4/255", attacked(ours, "worst", "4/255", "image"), 0.84)
+    yield Bar("image AUROC, worst case 8/255", attacked(ours, "worst", "8/255", "image"), 0.65)
     yield Bar("undefended twin, 2/255", attacked(twin, "worst", "2/255", "image"))
 
 

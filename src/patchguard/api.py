@@ -290,7 +290,8 @@ def write_anomalies(
 ) -> Path:
     """A picture of training images, their foregrounds and pseudo-anomalies made from them.
 
-    They are the images that :func:`fit` trains on, changed as it changes them.
+    They are the images that :func:`fit` trains on at its usual false-alarm rate, changed as it
+    changes them.
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.

@@ -56,8 +56,9 @@ class AnomalyConfig:
         count_max: most patches per image.
         contrast_floor: least mean absolute change of a patch's pixels, none counted for more than
             twice that; at most 0.5.
-        copies: share of the patches tried that are neither distorted nor rotated, like something
-            missing or in the wrong place; those that change too little are tried again.
+        copies: share of the patches tried that are neither distorted nor rotated (lines are
+            still made brighter or darker), like something missing or in the wrong place; those
+            that change too little are tried again.
         removals: share of the patches tried that take away what is there: the target is painted
             over with the colour around it, and what this changes is the patch. The share of
             copies is one of the rest.
@@ -78,29 +79,19 @@ class AnomalyConfig:
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.shapes:
-            raise PatchGuardError("anomalies.shapes is empty: name at least one shape.")
-        if not self.blends:
-            raise PatchGuardError("anomalies.blends is empty: name at least one blend.")
-        if not 0 < self.side_min <= self.side_max <= 1:
-            raise PatchGuardError(
-                f"anomalies.side_min={self.side_min} and anomalies.side_max={self.side_max}: "
-                "choose 0 < side_min <= side_max <= 1."
-            )
-        if self.count_max < 1:
-            raise PatchGuardError(f"anomalies.count_max={self.count_max}: choose at least 1.")
-        if not 0 <= self.copies <= 1:
-            raise PatchGuardError(f"anomalies.copies={self.copies}: choose a value in [0, 1].")
-        if not 0 <= self.removals <= 1:
-            raise PatchGuardError(f"anomalies.removals={self.removals}: choose a value in [0, 1].")
-        if not 0 <= self.curriculum <= 1:
-            raise PatchGuardError(
-                f"anomalies.curriculum={self.curriculum}: choose a value in [0, 1]."
-            )
-        if not 0 <= self.contrast_floor <= 0.5:
-            raise PatchGuardError(
-                f"anomalies.contrast_floor={self.contrast_floor}: choose a value in [0, 0.5]."
-            )
+        def require(met: bool, name: str, allowed: str) -> None:
+            _require(met, f"data.anomalies.{name}", getattr(self, name), allowed)
+
+        require(len(self.shapes) > 0, "shapes", "at least one shape")
+        require(len(self.blends) > 0, "blends", "at least one blend")
+        require(0 < self.side_min <= 1, "side_min", "above 0, at most 1")
+        require(
+            self.side_min <= self.side_max <= 1, "side_max", f"in [side_min = {self.side_min}, 1]"
+        )
+        require(self.count_max >= 1, "count_max", "at least 1")
+        require(0 <= self.contrast_floor <= 0.5, "contrast_floor", "in [0, 0.5]")
+        for name in ("copies", "removals", "curriculum"):
+            require(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
 
 
 @dataclass
@@ -258,15 +249,16 @@ class InnerAttackConfig:
 
     def __post_init__(self) -> None:
         parse_eps(self.eps)
-        _require(0 <= self.ramp <= 1, "attack.ramp", self.ramp, "in [0, 1]")
-        _require(self.steps >= 1, "attack.steps", self.steps, "at least 1")
-        _require(self.start >= 0, "attack.start", self.start, "0 or more")
-        _require(self.monitor >= 0, "attack.monitor", self.monitor, "0 or more")
+        _require(0 <= self.ramp <= 1, "training.attack.ramp", self.ramp, "in [0, 1]")
+        _require(self.steps >= 1, "training.attack.steps", self.steps, "at least 1")
+        _require(self.step_size > 0, "training.attack.step_size", self.step_size, "above 0")
+        _require(self.start >= 0, "training.attack.start", self.start, "0 or more")
+        _require(self.monitor >= 0, "training.attack.monitor", self.monitor, "0 or more")
         _require(
             self.project or not self.persistent,
-            "attack.project",
+            "training.attack.project",
             self.project,
-            "true with attack.persistent, or perturbations grow to twice eps",
+            "true with training.attack.persistent, or perturbations grow to twice eps",
         )
 
 
@@ -282,7 +274,7 @@ class TrainingConfig:
         epochs: passes over the normal images.
         minutes: wall-clock minutes.
         batch_size: normal images per step; as many pseudo-anomalies join them.
-        lr: peak learning rate of AdamW.
+        lr: learning rate of AdamW at the start.
         lr_final: final learning rate as a fraction of ``lr`` (cosine decay).
         weight_decay: AdamW's weight decay.
         gradient_clip: largest gradient norm; 0 leaves gradients alone.
@@ -318,6 +310,11 @@ class TrainingConfig:
             length = getattr(self, name)
             _require(length is None or length > 0, f"training.{name}", length, "above 0")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        _require(self.lr > 0, "training.lr", self.lr, "above 0")
+        _require(0 <= self.lr_final <= 1, "training.lr_final", self.lr_final, "in [0, 1]")
+        for name in ("weight_decay", "gradient_clip", "anomalous_weight"):
+            value = getattr(self, name)
+            _require(value >= 0, f"training.{name}", value, "0 or more")
         _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
         _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
         _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")

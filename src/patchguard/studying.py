@@ -81,7 +81,8 @@ def plan(
         evaluation: the attacks.
 
     Raises:
-        PatchGuardError: settings that contradict each other; nothing is written yet.
+        PatchGuardError: settings that contradict each other, no seed or one named twice, a path
+            that is no folder; nothing is written yet.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise PatchGuardError(f"seeds are {list(seeds)}; name at least one, and each only once")
@@ -129,7 +130,7 @@ def check_page(page: Path) -> None:
     """Refuse to overwrite what somebody else wrote.
 
     Raises:
-        PatchGuardError: the file is no page of a study.
+        PatchGuardError: it is a folder, or a file that is no page of a study.
     """
     if page.is_dir():
         raise PatchGuardError(f"--page {page} is a folder; name a file")

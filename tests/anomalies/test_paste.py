@@ -283,7 +283,7 @@ def test_non_square_and_very_small_images():
     [
         ({"shapes": []}, "shapes"),
         ({"blends": []}, "blends"),
-        ({"side_min": 0.6}, "side_min"),
+        ({"side_min": 0.6}, "side_max is 0.5.*side_min = 0.6"),
         ({"count_max": 0}, "count_max"),
         ({"contrast_floor": 0.6}, "contrast_floor"),
     ],

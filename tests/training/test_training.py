@@ -418,3 +418,18 @@ def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
     done = train(data, recipe.model, config, seed=0, folder=tmp_path)
     assert done.seconds > 0
     assert torch.isfinite(done.detector(torch.rand(1, 3, size, size)).score).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "named"),
+    [
+        (TrainingConfig, {"lr": -1.0}, r"training\.lr is -1\.0"),
+        (TrainingConfig, {"lr_final": 7.0}, r"training\.lr_final is 7\.0"),
+        (TrainingConfig, {"gradient_clip": -1.0}, r"training\.gradient_clip is -1\.0"),
+        (InnerAttackConfig, {"step_size": 0.0}, r"training\.attack\.step_size is 0\.0"),
+        (InnerAttackConfig, {"persistent": True}, r"training\.attack\.project is False"),
+    ],
+)
+def test_settings_out_of_range_are_named(kind: type, setting: dict[str, Any], named: str) -> None:
+    with pytest.raises(PatchGuardError, match=named):
+        kind(**setting)

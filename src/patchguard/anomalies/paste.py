@@ -1,7 +1,7 @@
 """Pseudo-anomalies: a distorted, rotated piece of a normal image pasted onto its foreground.
 
 The procedure is PatchGuard's (Nafez et al., CVPR 2025); outlines other than the rectangle,
-blending, sizes relative to the foreground and the contrast floor are ours.
+blending, sizes relative to the foreground, the contrast floor, plain copies and removals are ours.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def make_pseudo_anomaly(
     image: FloatArray, foreground: BoolArray, rng: np.random.Generator, config: AnomalyConfig
 ) -> tuple[FloatArray, BoolArray]:
-    """Paste up to `config.count_max` distorted patches of `image` onto its foreground.
+    """Paste up to `config.count_max` patches onto the foreground of `image`.
+
+    Each is a distorted piece of the image, a plain copy of one, or what takes something away.
 
     Args:
         image: normal image float32 `[H, W, 3]` in [0, 1]; not modified.
         foreground: `[H, W]`; patches stay inside :func:`usable_foreground` of it.
         rng: sole source of randomness.
-        config: sizes, outlines, blending, number and least contrast of the patches.
+        config: kinds, sizes, outlines, blending, number and least contrast of the patches.
 
     Returns:
         Pseudo-anomaly float32 `[H, W, 3]` in [0, 1], equal to `image` outside the mask; and the

@@ -42,7 +42,7 @@ class Material:
     Attributes:
         folder: the scanned folder.
         train: normals to train on.
-        held_out: normals for calibration, which take part in nothing else.
+        held_out: normals for calibration and, without labelled defects, for the self-test.
         foreground: the method that was used.
         data: the settings, with the flips and the variation that suit the normals to train on.
         sha256: of the names and contents of all these normals, in order.

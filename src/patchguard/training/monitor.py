@@ -22,7 +22,7 @@ from patchguard.detector import Detector
 
 LARGEST_GAP = 2.0
 LEAST_LOSS = math.log(2)
-"""A difference of the loss of an image counts from a patch made undecided on."""
+"""PGD-10 must find at least this much more loss an image: that of one undecided patch."""
 STEPS = 10
 
 

@@ -51,7 +51,10 @@ def total_steps(config: TrainingConfig, images: int) -> int | None:
     """
     given = [config.steps, config.epochs, config.minutes]
     if sum(value is not None for value in given) != 1:
-        raise PatchGuardError("give the length as one of training.steps, .epochs and .minutes")
+        raise PatchGuardError(
+            "give the length as one of training.steps, .epochs and .minutes "
+            "(on the command line --steps, --epochs or --minutes)"
+        )
     if config.epochs is not None:
         return math.ceil(config.epochs * images / config.batch_size)
     return config.steps
@@ -78,7 +81,7 @@ def train(
 
     Raises:
         Interrupted: stopped by Ctrl-C or SIGTERM, after saving the state.
-        PatchGuardError: the settings contradict each other.
+        PatchGuardError: the settings contradict each other, or ``resume.ckpt`` is damaged.
     """
     steps = total_steps(config, len(dataset))
     torch.manual_seed(seed)
