@@ -27,16 +27,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 
 from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, from_plain, load_recipe
-from patchguard.data.folder import GOOD
 from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluating import test_set, versions
-from patchguard.evaluation.metrics import image_metrics
+from patchguard.evaluation.metrics import auroc_by_kind
 from patchguard.evaluation.protocol import WORST, Surroundings, evaluate_detector
 from patchguard.studying import data_names
 from patchguard.training.batches import TrainingImages
@@ -212,17 +210,7 @@ def aurocs(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {
         "image": {eps: row["image"]["auroc"] for eps, row in figures.items()},
         "pixel": {eps: row["pixel"]["auroc"] for eps, row in figures.items() if "pixel" in row},
-        "by_kind": by_kind(found["scores"]),
-    }
-
-
-def by_kind(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Clean image AUROC of each kind of defect against all normal images."""
-    kinds, clean = np.array(scores["kinds"]), np.array(scores["clean"])
-    return {
-        kind: image_metrics(clean[chosen], (kinds == kind)[chosen]).auroc
-        for kind in sorted(set(scores["kinds"]) - {GOOD})
-        for chosen in [(kinds == kind) | (kinds == GOOD)]
+        "by_kind": auroc_by_kind(found["scores"]["clean"], found["scores"]["kinds"]),
     }
 
 

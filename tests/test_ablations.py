@@ -55,8 +55,3 @@ def test_figures_of_other_settings_are_refused(tmp_path: Path) -> None:
             PatchGuardError, match=r"disc-fast-0\.json was made with other settings"
         ):
             run.figures()
-
-
-def test_kinds_are_ranked_against_normal_images_alone() -> None:
-    scores = {"kinds": ["good", "good", "dent", "burr"], "clean": [0.0, 2.0, 1.0, 3.0]}
-    assert ABLATIONS["by_kind"](scores) == {"burr": 1.0, "dent": 0.5}

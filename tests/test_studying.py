@@ -41,6 +41,7 @@ def made(
     masks: bool = True,
     test_sha256: str = "0" * 64,
     suite: str = "quick",
+    scores: dict[str, list[Any]] | None = None,
 ) -> StudyRun:
     """A run as it would be read, from a ``metrics.json`` made by hand.
 
@@ -52,6 +53,7 @@ def made(
     if masks:
         content["clean"]["pixel"] = clean["pixel"]
     content["protocol"] |= {"test_set": test_set, "seconds": 90.0, "suite": suite}
+    content["scores"] |= scores or {}
     path = folder / f"{data}-{recipe}-{seed}.json"
     path.write_text(json.dumps(content))
     return StudyRun(
@@ -138,6 +140,23 @@ def test_self_tests_are_marked_and_have_a_mean_of_their_own(tmp_path: Path) -> N
     assert not report.different_self_tests(runs)
     assert report.different_self_tests([*runs, other])
     assert "differences of the test" in report.page([*runs, other], [], "patchguard study")
+
+
+def test_kinds_of_defects_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
+    kinds = ["good", "good", "good", "good", "dent", "dent", "burr", "burr"]
+    runs = [made(tmp_path, "b", "fast", 0, 0.5)]
+    for seed, lost in enumerate((0.5, -9.0)):
+        scores = [-2.0, -1.5, -1.0, 1.0, lost, 2.0, 3.0, 4.0]
+        found = {"kinds": kinds, "worst linf 4/255": scores}
+        runs.append(made(tmp_path, "a", "fast", seed, 0.5, scores=found))
+    table = report.kinds_table(runs)
+    assert table.headings == ("data", "defect", "recipe", "clean", *EPS)
+    assert [cells[:2] for cells in table.rows] == [("a", "burr"), ("a", "dent")]
+    dent = row(table, "a", "dent")
+    assert dent["4/255"] == f"{fmean([0.875, 0.5]):.3f} ± {stdev([0.875, 0.5]):.3f}"
+    assert (dent["clean"], row(table, "a", "burr")["4/255"]) == ("1.000 ± 0.000", "1.000 ± 0.000")
+    assert report.markdown(table) in report.page(runs, [], "patchguard study")
+    assert "kind" not in report.page(runs[:1], [], "patchguard study")
 
 
 def test_failed_checks_are_counted_and_named_and_the_row_is_marked(tmp_path: Path) -> None:

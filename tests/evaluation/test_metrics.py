@@ -12,6 +12,7 @@ from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import (
     ImageMetrics,
     PixelMetrics,
+    auroc_by_kind,
     image_metrics,
     pixel_metrics,
     rates_at,
@@ -300,3 +301,8 @@ def test_metrics_are_plain_floats() -> None:
 def test_unusable_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(PatchGuardError, match=message):
         call()
+
+
+def test_kinds_are_ranked_against_normal_images_alone():
+    kinds = ["good", "good", "dent", "burr"]
+    assert auroc_by_kind([0.0, 2.0, 1.0, 3.0], kinds) == {"burr": 1.0, "dent": 0.5}

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from patchguard.data.folder import GOOD
 from patchguard.errors import PatchGuardError
 
 Floats = npt.NDArray[np.floating]
@@ -92,6 +93,24 @@ def image_metrics(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ImageMetrics:
         f1_max=f1_max,
         f1_max_threshold=threshold,
     )
+
+
+def auroc_by_kind(scores: npt.ArrayLike, kinds: Sequence[str]) -> dict[str, float]:
+    """Image AUROC of each kind of defect against all normal images, kinds in alphabetical order.
+
+    Args:
+        scores: `[n]`, higher = more anomalous.
+        kinds: of the `n` images; those of ``good`` are the normal ones.
+
+    Raises:
+        PatchGuardError: as :func:`image_metrics`.
+    """
+    values, names = np.asarray(scores), np.array(kinds, dtype=str)
+    judged = {kind: (names == kind) | (names == GOOD) for kind in sorted({*kinds} - {GOOD})}
+    return {
+        kind: image_metrics(values[chosen], (names == kind)[chosen]).auroc
+        for kind, chosen in judged.items()
+    }
 
 
 def rates_at(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> tuple[float, float]:

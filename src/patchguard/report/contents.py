@@ -101,20 +101,26 @@ class Metrics:
     """``metrics.json``: metrics clean and attacked, and the image scores they come from.
 
     ``clean`` holds intervals as `AttackResult.both` does. ``scores`` holds ``[N]`` each,
-    ``anomalous`` is ``[N]``. ``unreliable`` says that a check failed, ``skipped``
-    why attacks of the suite were not run.
+    ``kinds`` are of the ``N`` images, ``good`` the normal ones. ``unreliable`` says that a check
+    failed, ``skipped`` why attacks of the suite were not run.
     """
 
     protocol: Mapping[str, Any]
     clean: Values
     attacked: tuple[AttackResult, ...]
     scores: Mapping[str, Floats]
-    anomalous: npt.NDArray[np.bool_]
+    kinds: tuple[str, ...]
     minimal_eps: MinimalEps | None
     stress: tuple[Stress, ...]
     checks: tuple[Check, ...]
     unreliable: bool
     skipped: Mapping[str, str]
+
+    @property
+    def anomalous(self) -> npt.NDArray[np.bool_]:
+        """Which images are, ``[N]``."""
+        anomalous: npt.NDArray[np.bool_] = np.array(self.kinds, dtype=str) != GOOD
+        return anomalous
 
     @property
     def legacy_steps(self) -> int | None:
@@ -184,7 +190,7 @@ class Metrics:
                 for name, values in scores.items()
                 if name not in ("names", "kinds")
             },
-            anomalous=np.array(scores["kinds"], dtype=str) != GOOD,
+            kinds=tuple(map(str, scores["kinds"])),
             minimal_eps=_minimal_eps(minimal) if minimal else None,
             stress=tuple(_stress(entry) for entry in content.get("stress", ())),
             checks=checks,

@@ -15,6 +15,7 @@ from typing import Any
 
 from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.evaluation.card import published_steps
+from patchguard.evaluation.metrics import auroc_by_kind
 from patchguard.report.contents import LEGACY, WORST, AttackResult, Metrics
 from patchguard.report.tables import Table
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
@@ -153,6 +154,33 @@ def differences(runs: Sequence[StudyRun], part: str) -> Table:
     return Table(("data", "difference", "pairs", *columns), tuple(rows))
 
 
+def kinds_table(runs: Sequence[StudyRun]) -> Table:
+    """A row for each kind of defect, data set and recipe: image AUROC, mean ± sd over seeds.
+
+    Each kind stands against all normal images, clean and in the worst case. Data with a single
+    kind are left out: theirs is the AUROC of all images.
+    """
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for run in sorted(runs, key=lambda run: _place(runs, run)):
+        kinds = by_kind(run.metrics)
+        for kind, values in kinds.items() if len(kinds) > 1 else ():
+            found.setdefault((_kind(run), kind, run.recipe), []).append(values)
+    columns = _columns(values for rows in found.values() for values in rows)
+    rows = (
+        (*names, *(over_seeds(each).text() for each in _in_columns(values, columns)))
+        for names, values in found.items()
+    )
+    return Table(("data", "defect", "recipe", *columns), tuple(rows))
+
+
+def by_kind(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """Image AUROC by kind of defect and column: clean, and worst case at each eps."""
+    scores = {CLEAN: metrics.scores[CLEAN]}
+    scores |= {_column(each): metrics.scores[each.scores_key] for each in metrics.under(WORST)}
+    columns = {name: auroc_by_kind(values, metrics.kinds) for name, values in scores.items()}
+    return {kind: {name: columns[name][kind] for name in columns} for kind in columns[CLEAN]}
+
+
 def costs(runs: Sequence[StudyRun]) -> Table:
     """Mean minutes, and what the self-checks of all seeds say."""
     rows = []
@@ -226,6 +254,16 @@ def page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) ->
         if several:
             lines += ["Differences, with standard errors over pairs of the same data and seed:", ""]
             lines += [*_warning(runs), markdown(differences(runs, part)), ""]
+    kinds = kinds_table(runs)
+    if kinds.rows:
+        lines += [
+            "## Image AUROC by kind of defect",
+            "",
+            _reading_of_kinds(),
+            "",
+            markdown(kinds),
+            "",
+        ]
     lines += ["## Time and self-checks", "", _reading_of_costs(), ""]
     lines += [markdown(costs(runs)), "", "## Every run", ""]
     for part in _parts(runs):
@@ -446,6 +484,13 @@ def _reading(part: str) -> str:
         f"AUROC of {where}, clean and in the worst case at each eps: mean ± standard deviation "
         "over seeds, without the uncertainty of the test images, whose intervals are in each "
         "run's `metrics.json`. A mean over data sets is taken seed by seed."
+    )
+
+
+def _reading_of_kinds() -> str:
+    return (
+        "Each kind against all normal images, clean and in the worst case at each eps: mean ± "
+        "standard deviation over seeds. Where there is one kind alone, see above."
     )
 
 
