@@ -252,6 +252,23 @@ def test_rows_run_from_clean_to_the_largest_eps(text: str) -> None:
     assert "none 0.971 0.910 to 0.990 – 0.932 100.0 % 0.0 % 0.0 % 0.971 1/255 0.912" in table
 
 
+def test_kinds_of_defects_are_told_apart_where_there_are_several(judged: Path, text: str) -> None:
+    assert "Which defects are found" not in text
+    content = metrics(0.9)
+    content["scores"]["kinds"] = ["good"] * 4 + ["bent_pin"] * 2 + ["dent"] * 2
+    content["scores"]["worst linf 4/255"] = [-2.0, -1.5, -1.0, 1.0, -9.0, 2.0, 3.0, 4.0]
+    (judged / "metrics.json").write_text(json.dumps(content))
+    table = words(rendered(judged)).split("Which defects are found")[1]
+    threshold = json.loads((judged / "calibration.json").read_text())["threshold"]
+    assert 0.5 < threshold < 1
+    assert (
+        "defect images AUROC, clean AUROC, 1/255 AUROC, 4/255 caught, clean caught, 4/255" in table
+    )
+    assert (
+        "bent pin 2 1.000 0.000 0.500 50.0 % 50.0 % dent 2 1.000 0.000 1.000 100.0 % 100" in table
+    )
+
+
 def test_nan_and_null_are_dashes_and_an_attack_may_have_no_result(judged: Path) -> None:
     write_detector(judged, auroc=math.nan)
     content = metrics(math.nan)

@@ -27,6 +27,7 @@ Values = Mapping[str, Mapping[str, float]]
 
 GOOD = "good"
 ROWS = ("both", "anomalies", "normals")
+CLEAN = "clean"
 WORST, LEGACY = "worst", "legacy"
 """The worst case over a suite, and the published attack, among the attacks of ``metrics.json``."""
 

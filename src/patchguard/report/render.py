@@ -118,6 +118,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "threat": wording.threat(metrics.norms[0]),
         "detection": tables.by_eps(metrics, other, tables.IMAGE + rates, (tables.TWIN_IMAGE,)),
         "detection_classes": tables.by_class(metrics, tables.IMAGE_BY_CLASS + rates),
+        "detection_kinds": tables.by_kind(metrics, judged.threshold),
         "localization": tables.by_eps(metrics, other, tables.PIXEL, (tables.TWIN_PIXEL,)),
         "localization_classes": tables.by_class(metrics, tables.PIXEL_BY_CLASS),
         "published": tables.published(metrics, other),

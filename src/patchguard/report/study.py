@@ -16,12 +16,11 @@ from typing import Any
 from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.evaluation.card import published_steps
 from patchguard.evaluation.metrics import auroc_by_kind
-from patchguard.report.contents import LEGACY, WORST, AttackResult, Metrics
+from patchguard.report.contents import CLEAN, LEGACY, WORST, AttackResult, Metrics
 from patchguard.report.tables import Table
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
 
 MARK = "<!-- Written by patchguard study, which writes it again: keep notes elsewhere. -->"
-CLEAN = "clean"
 PARTS = ("image", "pixel")
 STATUSES = ("PASS", "WARN", "FAIL")
 COST = ("training, min", "evaluation, min", *STATUSES, "checks that fail")

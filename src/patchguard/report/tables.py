@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from patchguard.evaluation.card import published_steps
-from patchguard.report.contents import LEGACY, ROWS, WORST, AttackResult, Metrics, Values
+from patchguard.evaluation.metrics import auroc_by_kind
+from patchguard.report.contents import (
+    CLEAN,
+    GOOD,
+    LEGACY,
+    ROWS,
+    WORST,
+    AttackResult,
+    Floats,
+    Metrics,
+    Values,
+)
 from patchguard.report.wording import (
     DASH,
     gap,
@@ -105,6 +119,37 @@ def by_eps(
     ]
     headings = ("attack eps", *(column.heading for column in (*columns, *twin_columns)))
     return _without_empty(headings, rows)
+
+
+def by_kind(metrics: Metrics, threshold: float | None) -> Table:
+    """Each kind of defect against all normal images: AUROC, and the share above the threshold.
+
+    Clean and in the worst case; shares at the eps of the headline. Empty with a single kind.
+    """
+    shown = {CLEAN: metrics.scores[CLEAN]}
+    shown |= {result.eps: metrics.scores[result.scores_key] for result in metrics.under(WORST)}
+    aurocs = [auroc_by_kind(scores, metrics.kinds) for scores in shown.values()]
+    counts = Counter(kind for kind in metrics.kinds if kind != GOOD)
+    headline = metrics.headline()
+    judged = [CLEAN, headline.eps] if headline else [CLEAN]
+    rows = [
+        (
+            kind.replace("_", " "),
+            str(counts[kind]),
+            *(number(each[kind]) for each in aurocs),
+            *(_caught(shown[eps], metrics, kind, threshold) for eps in judged),
+        )
+        for kind in aurocs[0]
+    ]
+    caught = (f"caught, {eps}" for eps in judged)
+    headings = ("defect", "images", *(f"AUROC, {eps}" for eps in shown), *caught)
+    return _without_empty(headings, rows if len(rows) > 1 else ())
+
+
+def _caught(scores: Floats, metrics: Metrics, kind: str, threshold: float | None) -> str:
+    """The share of the images of a kind that score above the threshold."""
+    of_kind = [each == kind for each in metrics.kinds]
+    return DASH if threshold is None else percent(float(np.mean(scores[of_kind] > threshold)))
 
 
 def by_class(metrics: Metrics, columns: Sequence[Column]) -> Table:
