@@ -144,19 +144,28 @@ def test_self_tests_are_marked_and_have_a_mean_of_their_own(tmp_path: Path) -> N
 
 def test_kinds_of_defects_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
     kinds = ["good", "good", "good", "good", "dent", "dent", "burr", "burr"]
-    runs = [made(tmp_path, "b", "fast", 0, 0.5)]
-    for seed, lost in enumerate((0.5, -9.0)):
-        scores = [-2.0, -1.5, -1.0, 1.0, lost, 2.0, 3.0, 4.0]
-        found = {"kinds": kinds, "worst linf 4/255": scores}
-        runs.append(made(tmp_path, "a", "fast", seed, 0.5, scores=found))
+
+    def judged(recipe: str, seed: int, lost: float) -> StudyRun:
+        found = {"kinds": kinds, "worst linf 4/255": [-2.0, -1.5, -1.0, 1.0, lost, 2.0, 3.0, 4.0]}
+        failing = [evaluations.FAILED] if recipe == "slow" else None
+        return made(tmp_path, "a", recipe, seed, 0.5, scores=found, checks=failing)
+
+    runs = [made(tmp_path, "b", "fast", 0, 0.5), judged("fast", 0, 0.5), judged("fast", 1, -9.0)]
+    runs.append(judged("slow", 0, -9.0))
     table = report.kinds_table(runs)
-    assert table.headings == ("data", "defect", "recipe", "clean", *EPS)
-    assert [cells[:2] for cells in table.rows] == [("a", "burr"), ("a", "dent")]
-    dent = row(table, "a", "dent")
+    assert table.headings == ("data", "defect", "recipe", "seeds", "clean", *EPS)
+    slow = "slow (unreliable: 1 of 1)"
+    assert [cells[:4] for cells in table.rows] == [
+        ("a", "burr", "fast", "2"),
+        ("a", "burr", slow, "1"),
+        ("a", "dent", "fast", "2"),
+        ("a", "dent", slow, "1"),
+    ]
+    dent = row(table, "a", "dent", "fast")
     assert dent["4/255"] == f"{fmean([0.875, 0.5]):.3f} ± {stdev([0.875, 0.5]):.3f}"
-    assert (dent["clean"], row(table, "a", "burr")["4/255"]) == ("1.000 ± 0.000", "1.000 ± 0.000")
+    assert dent["clean"] == row(table, "a", "burr", "fast")["4/255"] == "1.000 ± 0.000"
     assert report.markdown(table) in report.page(runs, [], "patchguard study")
-    assert "kind" not in report.page(runs[:1], [], "patchguard study")
+    assert "by kind of defect" not in report.page(runs[:1], [], "patchguard study")
 
 
 def test_failed_checks_are_counted_and_named_and_the_row_is_marked(tmp_path: Path) -> None:

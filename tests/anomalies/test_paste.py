@@ -284,12 +284,15 @@ def test_non_square_and_very_small_images():
         ({"shapes": []}, "shapes"),
         ({"blends": []}, "blends"),
         ({"side_min": 0.6}, "side_max is 0.5.*side_min = 0.6"),
+        ({"side_min": 0.0}, "side_min"),
+        ({"copies": 1.5}, "copies"),
+        ({"removals": -0.1}, "removals"),
         ({"count_max": 0}, "count_max"),
         ({"contrast_floor": 0.6}, "contrast_floor"),
     ],
 )
 def test_impossible_settings_are_named(settings, named):
-    with pytest.raises(PatchGuardError, match=f"anomalies.{named}"):
+    with pytest.raises(PatchGuardError, match=rf"data\.anomalies\.{named}"):
         AnomalyConfig(**settings)
 
 

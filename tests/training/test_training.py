@@ -426,6 +426,8 @@ def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
         (TrainingConfig, {"lr": -1.0}, r"training\.lr is -1\.0"),
         (TrainingConfig, {"lr_final": 7.0}, r"training\.lr_final is 7\.0"),
         (TrainingConfig, {"gradient_clip": -1.0}, r"training\.gradient_clip is -1\.0"),
+        (TrainingConfig, {"weight_decay": -1.0}, r"training\.weight_decay is -1\.0"),
+        (TrainingConfig, {"anomalous_weight": -1.0}, r"training\.anomalous_weight is -1\.0"),
         (InnerAttackConfig, {"step_size": 0.0}, r"training\.attack\.step_size is 0\.0"),
         (InnerAttackConfig, {"persistent": True}, r"training\.attack\.project is False"),
     ],

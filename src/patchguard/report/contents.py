@@ -16,16 +16,17 @@ import numpy.typing as npt
 import yaml
 
 from patchguard.config import parse_size
+from patchguard.data.folder import GOOD
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card import headline_eps
 from patchguard.evaluation.card_format import SELF_TEST, STATUSES
+from patchguard.evaluation.metrics import auroc_by_kind
 
 Floats = npt.NDArray[np.floating]
 Values = Mapping[str, Mapping[str, float]]
 """Metrics by what they judge (``image``, ``pixel``, ``deployed``) and name."""
 
-GOOD = "good"
 ROWS = ("both", "anomalies", "normals")
 CLEAN = "clean"
 WORST, LEGACY = "worst", "legacy"
@@ -144,6 +145,13 @@ class Metrics:
         """The worst case that stands for the first norm; None where nothing attacked."""
         found = {result.eps: result for result in self.under(WORST)}
         return found[headline_eps(self.norms[0], list(found))] if found else None
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Image AUROC of each kind of defect: clean, and worst cases of the first norm by eps."""
+        scores = {CLEAN: self.scores[CLEAN]}
+        scores |= {result.eps: self.scores[result.scores_key] for result in self.under(WORST)}
+        found = {eps: auroc_by_kind(values, self.kinds) for eps, values in scores.items()}
+        return {kind: {eps: found[eps][kind] for eps in found} for kind in found[CLEAN]}
 
     def members(self) -> tuple[str, ...]:
         """The attacks of the suite in the first norm, in its order."""
@@ -432,7 +440,7 @@ def _number(value: float | None) -> float:
 
 def _check_scores(metrics: Metrics) -> None:
     worst = (result.scores_key for result in metrics.attacked if result.attack == WORST)
-    expected = {"clean", *worst}
+    expected = {CLEAN, *worst}
     if not expected <= metrics.scores.keys():
         raise KeyError(expected - metrics.scores.keys())
     if any(values.shape != metrics.anomalous.shape for values in metrics.scores.values()):

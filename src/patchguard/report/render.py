@@ -15,7 +15,7 @@ from markupsafe import Markup
 from patchguard.config import parse_eps
 from patchguard.evaluation.card import PUBLISHED_STEPS
 from patchguard.report import pictures, plots, tables, wording
-from patchguard.report.contents import LEGACY, WORST, Gallery, Judged, Metrics, Run, read_run
+from patchguard.report.contents import CLEAN, LEGACY, WORST, Gallery, Judged, Metrics, Run, read_run
 from patchguard.report.page import page
 from patchguard.report.wording import metric, number, percent
 
@@ -252,7 +252,7 @@ def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
         if drawn:
             if curves[-1] in drawn:
                 caption += f" Dotted: {wording.published(metrics)} alone."
-            ticks = {"clean": 0.0} | {each.eps: each.radius for each in metrics.under(WORST)}
+            ticks = {CLEAN: 0.0} | {each.eps: each.radius for each in metrics.under(WORST)}
             drawing = plots.auroc_against_eps(drawn, ticks, f"{part} AUROC")
             panels.append(Panel(Markup(drawing), caption))
     return panels
@@ -290,7 +290,7 @@ def _distance_panels(metrics: Metrics) -> list[Panel]:
 def _histogram_panels(judged: Judged, whose: str) -> list[Panel]:
     """Image scores clean and in the worst case of the headline, on one axis."""
     metrics, threshold = judged.metrics, judged.threshold
-    shown = {"clean": metrics.scores["clean"]}
+    shown = {CLEAN: metrics.scores[CLEAN]}
     result = metrics.headline()
     if result:
         shown[f"worst case at {wording.at(result)}"] = metrics.scores[result.scores_key]

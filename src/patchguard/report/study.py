@@ -1,7 +1,8 @@
 """The page of a study: recipes on data sets with several seeds, as Markdown.
 
 Everything is computed from runs that were read already: means and standard deviations over seeds,
-differences of recipes over pairs of runs that share data and seed, and every single value.
+differences of recipes over pairs of runs that share data and seed, means by kind of defect, and the
+values of every run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.evaluation.card import published_steps
-from patchguard.evaluation.metrics import auroc_by_kind
 from patchguard.report.contents import CLEAN, LEGACY, WORST, AttackResult, Metrics
 from patchguard.report.tables import Table
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
@@ -154,30 +154,34 @@ def differences(runs: Sequence[StudyRun], part: str) -> Table:
 
 
 def kinds_table(runs: Sequence[StudyRun]) -> Table:
-    """A row for each kind of defect, data set and recipe: image AUROC, mean ± sd over seeds.
+    """A row for each kind of defect, by data set and recipe: image AUROC, mean ± sd over seeds.
 
     Each kind stands against all normal images, clean and in the worst case. Data with a single
     kind are left out: theirs is the AUROC of all images.
     """
-    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for run in sorted(runs, key=lambda run: _place(runs, run)):
-        kinds = by_kind(run.metrics)
-        for kind, values in kinds.items() if len(kinds) > 1 else ():
-            found.setdefault((_kind(run), kind, run.recipe), []).append(values)
-    columns = _columns(values for rows in found.values() for values in rows)
-    rows = (
-        (*names, *(over_seeds(each).text() for each in _in_columns(values, columns)))
-        for names, values in found.items()
-    )
-    return Table(("data", "defect", "recipe", *columns), tuple(rows))
+    columns = _columns(_by_kind(run, kind) for run in runs for kind in _defects(run))
+    rows = []
+    for group in _groups(runs, _scores(runs, "image")):
+        of_data = [run for run in runs if (run.data,) == group.data]
+        for kind in dict.fromkeys(kind for run in of_data for kind in _defects(run)):
+            for recipe in _recipes(of_data):
+                values = [_by_kind(run, kind) for run in of_data if run.recipe == recipe]
+                cells = (over_seeds(each).text() for each in _in_columns(values, columns))
+                label = _marked(runs, group, recipe)
+                rows.append((group.label, kind, label, str(len(values)), *cells))
+    return Table(("data", "defect", "recipe", "seeds", *columns), tuple(rows))
 
 
-def by_kind(metrics: Metrics) -> dict[str, dict[str, float]]:
-    """Image AUROC by kind of defect and column: clean, and worst case at each eps."""
-    scores = {CLEAN: metrics.scores[CLEAN]}
-    scores |= {_column(each): metrics.scores[each.scores_key] for each in metrics.under(WORST)}
-    columns = {name: auroc_by_kind(values, metrics.kinds) for name, values in scores.items()}
-    return {kind: {name: columns[name][kind] for name in columns} for kind in columns[CLEAN]}
+def _defects(run: StudyRun) -> list[str]:
+    """The kinds of defects in the test set, where there are several."""
+    kinds = list(run.metrics.by_kind())
+    return kinds if len(kinds) > 1 else []
+
+
+def _by_kind(run: StudyRun, kind: str) -> dict[str, float]:
+    """Image AUROC of a kind of defect, by column."""
+    columns = {CLEAN: CLEAN, **{each.eps: _column(each) for each in run.metrics.under(WORST)}}
+    return {columns[eps]: value for eps, value in run.metrics.by_kind()[kind].items()}
 
 
 def costs(runs: Sequence[StudyRun]) -> Table:
@@ -195,7 +199,7 @@ def costs(runs: Sequence[StudyRun]) -> Table:
 
 
 def every_run(runs: Sequence[StudyRun], part: str) -> Table:
-    """Every value that the other tables take means of; AUROCs with four decimals.
+    """Every value that the other tables take means of, but by kind; AUROCs with four decimals.
 
     Minutes and checks, which belong to a run and not to a part, are beside those of images.
     """
@@ -271,7 +275,7 @@ def page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) ->
 
 
 def summary(runs: Sequence[StudyRun]) -> str:
-    """The tables of the page for a terminal, without the single runs."""
+    """The tables of the page for a terminal, without kinds of defects and single runs."""
     several = len(_recipes(runs)) > 1
     blocks = []
     for part in _parts(runs):
@@ -489,7 +493,8 @@ def _reading(part: str) -> str:
 def _reading_of_kinds() -> str:
     return (
         "Each kind against all normal images, clean and in the worst case at each eps: mean ± "
-        "standard deviation over seeds. Where there is one kind alone, see above."
+        "standard deviation over seeds. The values of each run can be had from the scores in its "
+        "`metrics.json`; data with a single kind are left out."
     )
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from patchguard.evaluation.card import published_steps
-from patchguard.evaluation.metrics import auroc_by_kind
+from patchguard.evaluation.metrics import rates_at
 from patchguard.report.contents import (
     CLEAN,
-    GOOD,
     LEGACY,
     ROWS,
     WORST,
@@ -126,30 +122,32 @@ def by_kind(metrics: Metrics, threshold: float | None) -> Table:
 
     Clean and in the worst case; shares at the eps of the headline. Empty with a single kind.
     """
-    shown = {CLEAN: metrics.scores[CLEAN]}
-    shown |= {result.eps: metrics.scores[result.scores_key] for result in metrics.under(WORST)}
-    aurocs = [auroc_by_kind(scores, metrics.kinds) for scores in shown.values()]
-    counts = Counter(kind for kind in metrics.kinds if kind != GOOD)
-    headline = metrics.headline()
-    judged = [CLEAN, headline.eps] if headline else [CLEAN]
+    kinds, headline = metrics.by_kind(), metrics.headline()
+    scores = {CLEAN: metrics.scores[CLEAN]}
+    if headline:
+        scores[headline.eps] = metrics.scores[headline.scores_key]
     rows = [
         (
             kind.replace("_", " "),
-            str(counts[kind]),
-            *(number(each[kind]) for each in aurocs),
-            *(_caught(shown[eps], metrics, kind, threshold) for eps in judged),
+            str(metrics.kinds.count(kind)),
+            *map(number, aurocs.values()),
+            *(_caught(values, metrics.kinds, kind, threshold) for values in scores.values()),
         )
-        for kind in aurocs[0]
+        for kind, aurocs in kinds.items()
     ]
-    caught = (f"caught, {eps}" for eps in judged)
-    headings = ("defect", "images", *(f"AUROC, {eps}" for eps in shown), *caught)
-    return _without_empty(headings, rows if len(rows) > 1 else ())
+    measured = next(iter(kinds.values()), {})
+    headings = ("defect", "images", *(f"AUROC, {eps}" for eps in measured))
+    return _without_empty(
+        (*headings, *(f"caught, {eps}" for eps in scores)), rows if len(rows) > 1 else ()
+    )
 
 
-def _caught(scores: Floats, metrics: Metrics, kind: str, threshold: float | None) -> str:
+def _caught(scores: Floats, kinds: Sequence[str], kind: str, threshold: float | None) -> str:
     """The share of the images of a kind that score above the threshold."""
-    of_kind = [each == kind for each in metrics.kinds]
-    return DASH if threshold is None else percent(float(np.mean(scores[of_kind] > threshold)))
+    if threshold is None:
+        return DASH
+    caught, _ = rates_at(scores, [each == kind for each in kinds], threshold)
+    return percent(caught)
 
 
 def by_class(metrics: Metrics, columns: Sequence[Column]) -> Table:
@@ -214,8 +212,8 @@ def members(metrics: Metrics, part: str) -> Table:
         (label, *map(number, row), *((share,) if winners else ()))
         for label, row, share in zip(labels, values, shares, strict=True)
     ]
-    if "clean" in winners:
-        rows.append(("none: the clean image", *[""] * len(radii), percent(winners["clean"])))
+    if CLEAN in winners:
+        rows.append(("none: the clean image", *[""] * len(radii), percent(winners[CLEAN])))
     headings = (
         "attack",
         *radii,
