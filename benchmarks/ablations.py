@@ -76,6 +76,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eps-10": {"training.attack.eps": "10/255"},
     "awp": {"training.awp": 0.005},
     "equal-patches": {"training.anomalous_weight": 1.0},
+    "grazed": {"training.least_cover": 0.0},
+    "cover-twentieth": {"training.least_cover": 0.05},
     "no-ema": {"training.ema": 0.0},
     "decay": {"training.weight_decay": 0.2},
     "lr-x2": {"training.lr": 1.6e-3},

@@ -280,6 +280,8 @@ class TrainingConfig:
         gradient_clip: largest gradient norm; 0 leaves gradients alone.
         ema: decay of the averaged weights that become the detector; 0 keeps the last weights.
         anomalous_weight: weight of an anomalous patch in the loss; a normal one has 1.
+        least_cover: share of a patch that an anomaly must cover; patches with less of one, which
+            under attack look like normal ones, take no part in the loss.
         awp: size of the adversarial weight perturbation, relative to the norm of each weight, at
             the final eps; 0 leaves it out.
         head_first: fraction of the training in which only the discriminator learns, for
@@ -299,6 +301,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     ema: float = 0.995
     anomalous_weight: float = 1.0
+    least_cover: float = 0.0
     awp: float = 0.0
     head_first: float = 0.0
     attention: dict[int, float] = field(default_factory=dict)
@@ -316,6 +319,7 @@ class TrainingConfig:
             value = getattr(self, name)
             _require(value >= 0, f"training.{name}", value, "0 or more")
         _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
+        _require(0 <= self.least_cover < 1, "training.least_cover", self.least_cover, "in [0, 1)")
         _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
         _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
 

@@ -319,6 +319,17 @@ def test_the_patch_loss_is_a_weighted_sum_over_patches() -> None:
     assert PatchLoss(5.0).of_logits(logits, masks).item() == pytest.approx(8 * np.log(2))
 
 
+def test_patches_that_an_anomaly_only_grazes_are_left_out() -> None:
+    logits, masks = torch.zeros(1, 2, 2), torch.zeros(1, 32, 32)
+    masks[0, :16, :16] = 1
+    masks[0, 16:, 0] = 1  # a sixteenth of the third patch
+    assert PatchLoss(5.0).of_logits(logits, masks).item() == pytest.approx(12 * np.log(2))
+    kept = PatchLoss(5.0, 1 / 16).of_logits(logits, masks)
+    assert kept.item() == pytest.approx(12 * np.log(2))
+    left_out = PatchLoss(5.0, 0.07).of_logits(logits, masks)
+    assert left_out.item() == pytest.approx(7 * np.log(2))
+
+
 def test_the_backbone_rests_while_only_the_head_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)
     begun = PatchGuard(MODEL, 32).backbone.state_dict()

@@ -18,17 +18,20 @@ class PatchLoss:
     Args:
         anomalous_weight: weight of an anomalous patch relative to a normal one, of which there
             are far more.
+        least_cover: patches of which an anomaly covers less than this share are left out.
     """
 
-    def __init__(self, anomalous_weight: float) -> None:
+    def __init__(self, anomalous_weight: float, least_cover: float = 0.0) -> None:
         self.anomalous_weight = anomalous_weight
+        self.least_cover = least_cover
 
     def of_logits(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The loss of each image, [B].
 
         Args:
             logits: patch logits [B, h, h].
-            masks: [B, H, W]; a patch is anomalous where any of its pixels is.
+            masks: [B, H, W]; a patch is anomalous where any of its pixels is, and left out where
+                too few are.
         """
         target = patch_labels(masks, logits.shape[-1])
         loss = functional.binary_cross_entropy_with_logits(
@@ -38,7 +41,12 @@ class PatchLoss:
             pos_weight=logits.new_full((), self.anomalous_weight, dtype=torch.float32),
             reduction="none",
         )
-        return loss.sum((1, 2))
+        return (loss * self._counted(masks, target)).sum((1, 2))
+
+    def _counted(self, masks: Tensor, target: Tensor) -> Tensor:
+        """Where the patches [B, h, h] are normal, or anomalous enough."""
+        covered = functional.adaptive_avg_pool2d((masks[:, None] > 0).float(), target.shape[-1])
+        return (target == 0) | (covered[:, 0] >= self.least_cover)
 
     def __call__(
         self, seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.0

@@ -81,7 +81,7 @@ class AdversarialTraining(lightning.LightningModule):
         self.config = config
         self.total_steps = total_steps
         self.seed = seed
-        self.patch_loss = PatchLoss(config.anomalous_weight)
+        self.patch_loss = PatchLoss(config.anomalous_weight, config.least_cover)
         self.attack = inner_attack(self.patch_loss, config.attack)
         self.switched_at: int | None = None
         self.eps = parse_eps(config.attack.eps)
