@@ -159,29 +159,30 @@ def kinds_table(runs: Sequence[StudyRun]) -> Table:
     Each kind stands against all normal images, clean and in the worst case. Data with a single
     kind are left out: theirs is the AUROC of all images.
     """
-    columns = _columns(_by_kind(run, kind) for run in runs for kind in _defects(run))
+    kinds = {_key(run): _by_kind(run.metrics) for run in runs}
+    columns = _columns(values for of_run in kinds.values() for values in of_run.values())
     rows = []
     for group in _groups(runs, _scores(runs, "image")):
         of_data = [run for run in runs if (run.data,) == group.data]
-        for kind in dict.fromkeys(kind for run in of_data for kind in _defects(run)):
+        for kind in dict.fromkeys(kind for run in of_data for kind in kinds[_key(run)]):
             for recipe in _recipes(of_data):
-                values = [_by_kind(run, kind) for run in of_data if run.recipe == recipe]
+                values = [kinds[_key(run)][kind] for run in of_data if run.recipe == recipe]
                 cells = (over_seeds(each).text() for each in _in_columns(values, columns))
                 label = _marked(runs, group, recipe)
                 rows.append((group.label, kind, label, str(len(values)), *cells))
     return Table(("data", "defect", "recipe", "seeds", *columns), tuple(rows))
 
 
-def _defects(run: StudyRun) -> list[str]:
-    """The kinds of defects in the test set, where there are several."""
-    kinds = list(run.metrics.by_kind())
-    return kinds if len(kinds) > 1 else []
-
-
-def _by_kind(run: StudyRun, kind: str) -> dict[str, float]:
-    """Image AUROC of a kind of defect, by column."""
-    columns = {CLEAN: CLEAN, **{each.eps: _column(each) for each in run.metrics.under(WORST)}}
-    return {columns[eps]: value for eps, value in run.metrics.by_kind()[kind].items()}
+def _by_kind(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """Image AUROC by kind of defect and column, where there are several kinds."""
+    columns = {CLEAN: CLEAN, **{each.eps: _column(each) for each in metrics.under(WORST)}}
+    kinds = metrics.by_kind()
+    if len(kinds) < 2:
+        return {}
+    return {
+        kind: {columns[eps]: auroc for eps, auroc in values.items()}
+        for kind, values in kinds.items()
+    }
 
 
 def costs(runs: Sequence[StudyRun]) -> Table:
