@@ -313,7 +313,7 @@ class TrainingConfig:
             length = getattr(self, name)
             _require(length is None or length > 0, f"training.{name}", length, "above 0")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
-        _require(self.lr > 0, "training.lr", self.lr, "above 0")
+        _require(0 < self.lr < math.inf, "training.lr", self.lr, "above 0 and finite")
         _require(0 <= self.lr_final <= 1, "training.lr_final", self.lr_final, "in [0, 1]")
         for name in ("weight_decay", "gradient_clip", "anomalous_weight"):
             value = getattr(self, name)
@@ -322,6 +322,8 @@ class TrainingConfig:
         _require(0 <= self.least_cover < 1, "training.least_cover", self.least_cover, "in [0, 1)")
         _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
         _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
+        for block, weight in self.attention.items():
+            _require(weight >= 0, f"training.attention.{block}", weight, "0 or more")
 
     @property
     def length(self) -> str:
