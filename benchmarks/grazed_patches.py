@@ -1,18 +1,19 @@
 """How many of the patches that count as anomalous an anomaly only grazes, or hardly changes.
 
-    python benchmarks/grazed_patches.py DATA [--recipe fast] [--images 300] [--seed 0]
+    python benchmarks/grazed_patches.py DATA [--recipe fast] [--draws 300] [--seed 0]
 
-What training draws from the normal images of DATA once all its curricula are over: normal images
-with their pseudo-anomalies. Of the patches with an anomalous pixel, the share of which less than
-so much is covered, and of which the pixels change by less than so much on average, colours and
-normal pixels included. No test image is looked at.
+Pseudo-anomalies are drawn from the normal images of DATA as training does once its curricula are
+over, pass after pass. Of the patches with an anomalous pixel, those of less than
+`training.least_cover` included, which the loss leaves out, the share of which less than so much is
+covered, and of which the pixels change by less than so much on average, colours and normal pixels
+included. No test image is looked at.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from patchguard.config import FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
+from patchguard.evaluating import versions
 from patchguard.fitting import prepared
 from patchguard.models.patchguard import PatchGuard
 from patchguard.training.batches import Draw, TrainingImages
@@ -56,20 +58,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.draws < 1:
+        parser.error("--draws must be at least 1")
     try:
         recipe = load_recipe(arguments.recipe)
         images = drawn(arguments.data, recipe, arguments.seed)
     except PatchGuardError as error:
         raise SystemExit(f"error: {error}") from None
-    grid = PatchGuard(recipe.model, recipe.data.image_size).grid
-    patches = torch.cat([*anomalous_patches(images, arguments.images, grid)], dim=1).numpy()
+    unstarted = replace(recipe.model, weights="none")
+    grid = PatchGuard(unstarted, recipe.data.image_size).grid
+    patches = torch.cat([*anomalous_patches(images, arguments.draws, grid)], dim=1).numpy()
     print(
         f"{arguments.data.name}, recipe {arguments.recipe}, seed {arguments.seed}, "
-        f"{arguments.images} pseudo-anomalies, {patches.shape[1] / arguments.images:.1f} anomalous "
-        f"patches each; Python {platform.python_version()}, numpy {np.__version__}"
+        f"{arguments.draws} draws, {patches.shape[1] / arguments.draws:.1f} anomalous patches "
+        f"each; {versions()}"
     )
     print(f"share covered by less than … of the patch: {below(patches[0], COVERS)}")
     print(f"share changed by less than …/255 on average: {below(255 * patches[1], CHANGES)}")

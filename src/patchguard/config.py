@@ -311,19 +311,20 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "minutes"):
             length = getattr(self, name)
-            _require(length is None or length > 0, f"training.{name}", length, "above 0")
+            met = length is None or 0 < length < math.inf
+            _require(met, f"training.{name}", length, "above 0 and finite")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(0 < self.lr < math.inf, "training.lr", self.lr, "above 0 and finite")
         _require(0 <= self.lr_final <= 1, "training.lr_final", self.lr_final, "in [0, 1]")
-        for name in ("weight_decay", "gradient_clip", "anomalous_weight"):
+        for name in ("weight_decay", "gradient_clip", "anomalous_weight", "awp"):
             value = getattr(self, name)
-            _require(value >= 0, f"training.{name}", value, "0 or more")
+            _require(0 <= value < math.inf, f"training.{name}", value, "0 or more and finite")
         _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
         _require(0 <= self.least_cover < 1, "training.least_cover", self.least_cover, "in [0, 1)")
-        _require(self.awp >= 0, "training.awp", self.awp, "0 or more")
         _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
         for block, weight in self.attention.items():
-            _require(weight >= 0, f"training.attention.{block}", weight, "0 or more")
+            name = f"training.attention.{block}"
+            _require(0 <= weight < math.inf, name, weight, "0 or more and finite")
 
     @property
     def length(self) -> str:

@@ -436,6 +436,8 @@ def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
     [
         (TrainingConfig, {"lr": -1.0}, r"training\.lr is -1\.0"),
         (TrainingConfig, {"lr": float("inf")}, r"training\.lr is inf"),
+        (TrainingConfig, {"epochs": float("inf")}, r"training\.epochs is inf"),
+        (TrainingConfig, {"awp": float("nan")}, r"training\.awp is nan"),
         (TrainingConfig, {"lr_final": 7.0}, r"training\.lr_final is 7\.0"),
         (TrainingConfig, {"attention": {2: -1.0}}, r"training\.attention\.2 is -1\.0"),
         (TrainingConfig, {"gradient_clip": -1.0}, r"training\.gradient_clip is -1\.0"),
