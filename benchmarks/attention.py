@@ -23,7 +23,7 @@ from patchguard.attacks.apgd import APGD
 from patchguard.attacks.objectives import image_score
 from patchguard.config import parse_eps
 from patchguard.data.folder import scan
-from patchguard.data.images import read_image, resize_image
+from patchguard.data.images import read_pixels
 from patchguard.detector import to_tensor
 from patchguard.models.attention import attention_degrees
 from patchguard.models.patchguard import PatchGuard
@@ -39,7 +39,7 @@ def normals(data: Path, count: int, size: int) -> Tensor:
     """Images [count, 3, size, size] spread evenly over the normal training images."""
     samples = scan(data).train
     chosen = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long().tolist()
-    images = (resize_image(read_image(samples[index].path), size) for index in chosen)
+    images = (read_pixels(samples[index].source).resized(size) for index in chosen)
     return torch.stack([to_tensor(image) for image in images])
 
 

@@ -24,7 +24,7 @@ import scipy
 from patchguard.config import ForegroundConfig
 from patchguard.data.folder import scan
 from patchguard.data.foreground import foreground_masks
-from patchguard.data.images import read_mask
+from patchguard.data.samples import defect_mask
 from patchguard.errors import PatchGuardError
 
 
@@ -40,19 +40,18 @@ class Coverage:
 
 def measure(data: Path, config: ForegroundConfig) -> tuple[str, list[Coverage], float]:
     """The method used, the coverage of every image, and CPU seconds per image."""
-    samples = [sample for sample in scan(data).test if sample.mask is not None]
+    samples = [sample for sample in scan(data).test if sample.masks]
     if not samples:
         raise PatchGuardError(f"{data}: no test image has a mask; give an MVTec-style tree")
     with TemporaryDirectory() as cache:
         start = process_time()
         method, masks = foreground_masks(
-            [sample.path for sample in samples], config, cache=Path(cache)
+            [sample.source for sample in samples], config, cache=Path(cache)
         )
         seconds = (process_time() - start) / len(samples)
     coverages = []
     for sample, mask in zip(samples, masks, strict=True):
-        assert sample.mask is not None
-        defect = read_mask(sample.mask)
+        defect = defect_mask(sample)
         covered = int((defect & mask).sum())
         coverages.append(Coverage(sample.kind, int(defect.sum()), covered, float(mask.mean())))
     return method, coverages, seconds

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
@@ -15,7 +16,7 @@ DEMO_CATEGORY = "fabric"
 DEMO_STEPS = 2400
 
 if TYPE_CHECKING:
-    from patchguard.deploy.predict import Prediction
+    from patchguard.deploy.outputs import Prediction
     from patchguard.models.patchguard import PatchGuard
     from patchguard.studying import Planned
 
@@ -32,6 +33,8 @@ def fit(
     false_alarm_rate: float = 0.05,
     twin: bool = True,
     strict: bool = False,
+    full_scale: float | Literal["auto"] | None = None,
+    groups: str | None = None,
     resume: bool = False,
     evaluation: EvaluationConfig | None = None,
 ) -> Path:
@@ -48,6 +51,12 @@ def fit(
         false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
         twin: also train the undefended twin that the report compares with.
         strict: fail at the first file that cannot be read, instead of leaving it out.
+        full_scale: the value that counts as white in images of more than 8 bits, stored with the
+            detector; ``auto`` for the least 2^n - 1 that holds all values of the training images;
+            the largest that their format holds when absent.
+        groups: which normal images belong together, so that no part or patient is both trained on
+            and held out: a CSV table with the columns file and group, or a regular expression
+            whose first parenthesis in the path is the group.
         resume: continue the interrupted run in ``out`` with the settings it was started with; where
             no training got so far, start one.
         evaluation: the attacks of the evaluation.
@@ -69,6 +78,8 @@ def fit(
         false_alarm_rate=false_alarm_rate,
         twin=twin,
         strict=strict,
+        full_scale=full_scale,
+        groups=groups,
         recipe=_with_length(_recipe(recipe), steps, epochs, minutes),
         evaluation=evaluation or EvaluationConfig(),
     )
@@ -144,22 +155,21 @@ def evaluate(
         patchguard.errors.Interrupted: stopped by the user.
     """
     from patchguard import evaluating
-    from patchguard.data.folder import scan_test
+    from patchguard.data.folder import require_labelled, scan_test
     from patchguard.evaluation.card_format import LABELLED
     from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import load_detector
     from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS
+    from patchguard.training.material import tell_of
 
     config = evaluation or EvaluationConfig()
     if seed < 0:
         raise PatchGuardError(f"seed is {seed}; it must be 0 or more")
     suite_of(config)
     found = load_detector(str(detector), trust=trust)
-    tree = scan_test(Path(data), strict=strict)
-    for path, reason in tree.skipped:
-        _tell(f"skipped {path}: {reason}")
-    if not tree.has_test:
-        raise PatchGuardError(f"{data}: no test folder with both normal and anomalous images")
+    tree = scan_test(Path(data), strict=strict, full_scale=found.full_scale)
+    tell_of(tree, _tell)
+    require_labelled(tree)
     test = evaluating.labelled(tree, found.image_size, _tell)
     folder = Path(detector)
     if (folder / CONFIG).exists():
@@ -239,38 +249,58 @@ def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html"
 
 def predict(
     run: str | Path,
-    images: str | Path,
+    images: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
     maps: bool = False,
-    each: Callable[[Prediction | PatchGuardError], None] = lambda _: None,
+    overwrite: bool = False,
+    each: Callable[[Prediction], None] = lambda _: None,
 ) -> list[Prediction]:
     """Scores, verdicts and overlays of new images, at the resolution they came in.
 
+    Called again after a stop, it goes on from what is done.
+
     Args:
         run: run folder.
-        images: an image or a folder of images.
+        images: images and folders of images, one or several.
         out: folder for ``scores.csv``, ``scores.json`` and ``overlays``.
         maps: also write the raw anomaly maps, float32 ``.npy``.
-        each: called with each prediction as it is made, or with the error of a file that could
-            not be read; such files are left out of the result.
+        overwrite: remove the finished predictions in ``out`` first; nothing else in it is touched.
+        each: called with each prediction as it is made.
 
     Returns:
-        One prediction for each image that could be read.
+        One prediction for each image, those with an ``error`` among them.
 
     Raises:
-        PatchGuardError: no images, or a run folder that is unfinished or damaged.
+        PatchGuardError: no images, a run folder that is unfinished or damaged, or an ``out`` that
+            holds something else.
     """
-    from patchguard.data.folder import list_images
-    from patchguard.deploy.predict import Predictor, load_calibrated, write_predictions
+    from patchguard.data.listing import named
+    from patchguard.deploy.outputs import PredictionFolder
+    from patchguard.deploy.pipeline import load_pipeline
+    from patchguard.deploy.predict import find_inputs, write_predictions
     from patchguard.detector import device
+    from patchguard.files import absolute
+    from patchguard.models.checkpoint import manifest_digest
 
-    written = Path(out).resolve()
-    paths = [path for path in list_images(Path(images)) if written not in path.resolve().parents]
-    root = Path(images) if Path(images).is_dir() else Path(images).parent
-    detector, calibration = load_calibrated(Path(run))
-    predictor = Predictor(detector.to(device()), calibration, detector.image_size)
-    return write_predictions(predictor, paths, root, Path(out), maps=maps, each=each)
+    paths = [Path(path) for path in _several(images)]
+    inputs = find_inputs(paths)
+    pipeline = load_pipeline(Path(run), device())
+    purpose = {
+        "detector": manifest_digest(Path(run)),
+        "images": [str(absolute(path)) for path in paths],
+        "maps": maps,
+    }
+    folder = PredictionFolder(Path(out), purpose)
+    with closing(folder):
+        for path in folder.open(overwrite=overwrite):
+            _tell(f"{path} was changed since it was written and is left where it is")
+        if folder.rows:
+            _tell(f"{len(folder.rows)} images are done already")
+        if inputs.listing.others:
+            told = named(inputs.listing.others, inputs.root)
+            _tell(f"{len(inputs.listing.others)} files of other types are not read: {told}")
+        return write_predictions(pipeline, inputs, folder, maps=maps, each=each)
 
 
 def write_report(run: str | Path) -> Path:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -16,7 +16,10 @@ from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, in_our_words, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
 
-FLAGS = ("--strict", "--resume", "--maps", "--trust", "--twin")
+if TYPE_CHECKING:
+    from patchguard.deploy.outputs import Prediction
+
+FLAGS = ("--strict", "--resume", "--maps", "--overwrite", "--trust", "--twin")
 """Options that are switched on by their name alone."""
 
 
@@ -32,6 +35,8 @@ def fit(
     false_alarm_rate: float = 0.05,
     twin: bool = True,
     strict: bool = False,
+    full_scale: float | Literal["auto"] | None = None,
+    groups: str | None = None,
     resume: bool = False,
 ) -> None:
     """Train, calibrate, attack and report on a folder of normal images.
@@ -48,6 +53,10 @@ def fit(
         false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
         twin: also train the undefended twin that the report compares with.
         strict: fail at the first file that cannot be read, instead of leaving it out.
+        full_scale: the value that counts as white in images of more than 8 bits, or auto: the least
+            2^n - 1 that holds all training images (default: the largest of their format).
+        groups: images that belong together (one part, one patient) are not split into trained on
+            and held out: a CSV table (file, group), or a regular expression on the path.
         resume: continue the interrupted run in OUT with the settings it was started with; where no
             training got so far, start one.
     """
@@ -62,6 +71,8 @@ def fit(
         false_alarm_rate=false_alarm_rate,
         twin=twin,
         strict=strict,
+        full_scale=full_scale,
+        groups=groups,
         resume=resume,
         evaluation=evaluation,
     )
@@ -140,30 +151,40 @@ def leaderboard(cards: str, out: str = "leaderboard.html") -> None:
     api.write_leaderboard(cards, out=out)
 
 
-def predict(run: str, images: str, out: str = "predictions", maps: bool = False) -> None:
+def predict(
+    run: str,
+    images: list[str],
+    out: str = "predictions",
+    maps: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Scores, verdicts and overlays of new images, at the resolution they came in.
 
     Args:
         run: run folder.
-        images: an image or a folder of images.
-        out: folder for scores.csv, scores.json and overlays.
+        images: images and folders of images.
+        out: folder for scores.csv, scores.json and overlays; a stopped prediction goes on in it.
         maps: also write the raw anomaly maps (float32 .npy).
+        overwrite: replace finished predictions in OUT.
     """
-    faults: list[PatchGuardError] = []
+    faults = 0
 
-    def show(found: Any) -> None:
-        if isinstance(found, PatchGuardError):
-            faults.append(found)
-            print(found, file=sys.stderr)
-        else:
-            print(f"{found.verdict:9}  {found.score:8.3f}  p {found.p_value:.3f}  {found.image}")
+    def show(found: Prediction) -> None:
+        nonlocal faults
+        name = " ".join(filter(None, (found.image, found.part)))
+        if found.error:
+            faults += 1
+            print(f"{name}: {found.error}", file=sys.stderr)
+        if found.score is not None:
+            print(f"{found.verdict:9}  {found.score:8.3f}  p {found.p_value:.3f}  {name}")
 
-    done = api.predict(run, images, out=out, maps=maps, each=show)
-    if not done:
-        raise PatchGuardError(f"{images}: none of the {len(faults)} files could be read")
+    done = api.predict(run, images, out=out, maps=maps, overwrite=overwrite, each=show)
     print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
     if faults:
-        raise PatchGuardError(f"{len(faults)} of the files could not be read; the rest is in {out}")
+        raise PatchGuardError(
+            f"{faults} of {len(done)} images could not be read, judged or drawn; the rest is in "
+            f"{out}, and these are marked in its tables"
+        )
 
 
 def report(run: str) -> None:
@@ -329,9 +350,9 @@ def _run(argv: list[str]) -> int:
             epilog=RECIPE_DEFAULTS if name in TRAINS else None,
         )
         several = _several(function)
+        command.add_function_arguments(function, as_positional=True, skip=set(several))
         for parameter in several:
             command.add_argument(parameter, nargs="+", help="one or several")
-        command.add_function_arguments(function, as_positional=True, skip=set(several))
         commands.add_subcommand(name, command, help=command.description)
     settings = instantiate(parser, parser.parse_args(_expanded(argv or ["--help"])))
     name = settings["command"]

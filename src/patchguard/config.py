@@ -439,6 +439,12 @@ class FitConfig:
         false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
         twin: also train the undefended twin that the report compares with.
         strict: fail at the first file that cannot be read, instead of leaving it out.
+        full_scale: the value that counts as white in images of more than 8 bits; ``auto`` for the
+            least 2^n - 1 that holds all values of the training images; when absent the largest
+            that their format holds.
+        groups: which normal images belong together, so that no part or patient is both trained on
+            and held out: a CSV table with the columns file and group, or a regular expression
+            whose first parenthesis in the path is the group.
         recipe: how to train.
         evaluation: how to attack.
     """
@@ -448,6 +454,8 @@ class FitConfig:
     false_alarm_rate: float = 0.05
     twin: bool = True
     strict: bool = False
+    full_scale: float | Literal["auto"] | None = None
+    groups: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -455,6 +463,9 @@ class FitConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         rate = self.false_alarm_rate
         _require(0 < rate < 1, "false_alarm_rate", rate, "between 0 and 1")
+        scale = self.full_scale
+        bounded = scale is None or scale == "auto" or 0 < float(scale) < math.inf
+        _require(bounded, "full_scale", scale, "auto, or above 0 and finite")
 
 
 def _require(met: bool, name: str, value: object, allowed: str) -> None:

@@ -20,7 +20,7 @@ from patchguard.attacks.pgd import PGD
 from patchguard.attacks.suite import LEGACY, Member, members
 from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite
 from patchguard.data.folder import ImageFolder
-from patchguard.deploy.predict import Predictor, load_calibrated
+from patchguard.deploy.pipeline import load_pipeline
 from patchguard.detector import Detector, device
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluation.card import (
@@ -77,8 +77,7 @@ def test_set(material: Material, settings: FitConfig, tell: Tell) -> tuple[TestS
     data = settings.recipe.data
     if material.folder.has_test:
         return labelled(material.folder, data.image_size, tell), LABELLED
-    if material.folder.test:
-        tell("the test folder lacks normal or anomalous images: a self-test takes its place")
+    tell("no labelled test images: the evaluation is a self-test on pseudo-anomalies")
     held_out = material.held_out
     made = pseudo_test_set(
         held_out.names, held_out.images, held_out.foregrounds, data.anomalies, settings.seed
@@ -113,10 +112,9 @@ def evaluate_run(
     the source of transfer attacks. The twin itself falls to the quick suite, so that is what it
     gets, at the radii of the suite asked for.
     """
-    detector, calibration = load_calibrated(folder)
+    pipeline = load_pipeline(folder, device())
     # The self-test's normals set the threshold: rates at it would only repeat that.
-    threshold = calibration.threshold if test_name == LABELLED else None
-    predictor = Predictor(detector.to(device()), calibration, detector.image_size)
+    threshold = pipeline.calibration.threshold if test_name == LABELLED else None
     control = folder / TWIN
     controlled = (control / METRICS).exists()
     provenance = _provenance(folder, test)
@@ -125,7 +123,7 @@ def evaluate_run(
         threshold=threshold,
         twin_auroc=worst_auroc(control) if controlled else {},
         sources={TWIN: load_detector(control).to(device())} if controlled else {},
-        deployed=lambda image: predictor(image)[0],
+        deployed=pipeline.score,
         provenance=provenance,
         checks=not twin,
     )
@@ -133,7 +131,7 @@ def evaluate_run(
         f"{folder.resolve().parent.name} twin" if twin else folder.resolve().name,
         "PatchGuard",
         provenance["weights_sha256"],
-        detector.to(device()),
+        pipeline.detector,
         known,
     )
     if twin:

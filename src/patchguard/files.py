@@ -41,6 +41,11 @@ def _escaped(found: re.Match[str]) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def absolute(path: Path) -> Path:
+    """The path from the root, without ``..``; links in it stay as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def csv_cell(path: str | os.PathLike[str]) -> str:
     """A path as a cell that no spreadsheet takes for a formula: ``./=1.png`` for ``=1.png``."""
     text = printable(path)
@@ -67,17 +72,28 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         PatchGuardError: it cannot be written; what was there stays.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden file to write to, which takes the place of ``path`` when it is complete.
+
+    Raises:
+        PatchGuardError: it cannot be written; what was there stays.
+    """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
     # Hidden, so that no scan of the folder meets half a file; short, as the name may be long.
     partial = path.with_name(f".{digest}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
+        yield partial
         partial.replace(path)
     except OSError as error:
-        _remove(partial)
         raise PatchGuardError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        _remove(partial)
 
 
 def _remove(path: Path) -> None:

@@ -24,6 +24,7 @@ from patchguard.evaluation.scoring import score_images
 from patchguard.models.checkpoint import (
     CALIBRATION,
     CONFIG,
+    FULL_SCALE,
     MANIFEST,
     RESUME,
     WEIGHTS,
@@ -72,6 +73,7 @@ def provenance(material: Material, weights: str) -> dict[str, Any]:
         "device": f"{device().type}, {torch.get_num_threads()} threads",
         "foreground": material.foreground,
         "varied_by": material.changes,
+        FULL_SCALE: material.folder.full_scale,
         "images": {
             "train": len(material.train.names),
             "held_out": len(material.held_out.names),
@@ -104,6 +106,8 @@ def prepared(data: Path, settings: FitConfig, tell: Tell) -> Material:
     return prepare(
         data,
         settings.recipe.data,
+        full_scale=settings.full_scale,
+        groups=settings.groups,
         calibration_images=required_normals(settings.false_alarm_rate),
         seed=settings.seed,
         strict=settings.strict,

@@ -1,12 +1,17 @@
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchguard.data.folder import Sample, list_images, scan, split_normals
+from patchguard.data.folder import require_labelled, scan, scan_test
+from patchguard.data.images import ImageSource, read_image
+from patchguard.data.listing import list_images
+from patchguard.data.samples import Sample, defect_mask
+from patchguard.data.split import split_normals
 from patchguard.errors import PatchGuardError
 
 DATA = Path(os.environ.get("PATCHGUARD_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -14,14 +19,17 @@ DATA = Path(os.environ.get("PATCHGUARD_DATA", Path(__file__).parents[2] / ".." /
 
 def write(path: Path, width: int = 24, height: int = 20, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3), np.uint8)
+    seed = int.from_bytes(os.fsencode(path))
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(path, **options)
     return path
 
 
 def write_mask(path: Path, width: int = 24, height: int = 20) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (width, height), 255).save(path)
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (2, 2, 5, 5))
+    mask.save(path)
     return path
 
 
@@ -55,17 +63,17 @@ def one_line(error: pytest.ExceptionInfo[PatchGuardError], path: Path) -> str:
 def test_tree(tree):
     folder = scan(tree)
     assert [sample.path.name for sample in folder.train] == ["000.png", "001.jpg", "002.bmp"]
-    assert not any(sample.anomalous or sample.mask for sample in folder.train)
+    assert not any(sample.anomalous or sample.masks for sample in folder.train)
     masks = {
-        sample.path.relative_to(tree).as_posix(): sample.mask and sample.mask.name
+        sample.path.relative_to(tree).as_posix(): [mask.path.name for mask in sample.masks]
         for sample in folder.test
     }
     assert masks == {
-        "test/crack/000.png": "000_mask.png",
-        "test/crack/001.png": "001_mask.png",
-        "test/good/000.png": None,
-        "test/good/001.png": None,
-        "test/stain/a.b.tif": "a.b.bmp",
+        "test/crack/000.png": ["000_mask.png"],
+        "test/crack/001.png": ["001_mask.png"],
+        "test/good/000.png": [],
+        "test/good/001.png": [],
+        "test/stain/a.b.tif": ["a.b.bmp"],
     }
     assert [sample.kind for sample in folder.test] == ["crack", "crack", "good", "good", "stain"]
     assert folder.has_test
@@ -108,7 +116,7 @@ def test_some_masks_missing(tree):
 
 def test_masks_of_good_images_are_not_read(tree):
     write_mask(tree / "ground_truth/good/000_mask.png", 5, 5)
-    assert not any(sample.mask for sample in scan(tree).test if not sample.anomalous)
+    assert not any(sample.masks for sample in scan(tree).test if not sample.anomalous)
 
 
 def test_corrupt_files_are_skipped_with_a_reason(tree):
@@ -171,7 +179,7 @@ def test_mask_size_is_compared_with_the_upright_image(tree):
     assert scan(tree, strict=True).has_masks
 
 
-@pytest.mark.parametrize("name", ["crack/007_mask.png", "crack/000.png", "dent/000_mask.png"])
+@pytest.mark.parametrize("name", ["crack/007_mask.png", "crack/000x.png", "dent/000_mask.png"])
 def test_a_mask_of_no_image(tree, name):
     mask = write_mask(tree / "ground_truth" / name)
     with pytest.raises(PatchGuardError, match="mask of no image") as error:
@@ -238,7 +246,9 @@ def test_folders_whose_normal_images_cannot_be_told(tree):
 
 
 def test_list_images(tree, tmp_path):
-    names = [path.relative_to(tree).as_posix() for path in list_images(tree / "test")]
+    found = list_images(tree / "test")
+    assert (found.others, found.faults) == ((), ())
+    names = [path.relative_to(tree).as_posix() for path in found.images]
     assert names == [
         "test/crack/000.png",
         "test/crack/001.png",
@@ -246,9 +256,9 @@ def test_list_images(tree, tmp_path):
         "test/good/001.png",
         "test/stain/a.b.tif",
     ]
-    assert [path.name for path in list_images(tree / "test/stain")] == ["a.b.tif"]
+    assert [path.name for path in list_images(tree / "test/stain").images] == ["a.b.tif"]
     file = tree / "test/good/000.png"
-    assert list_images(file) == [file]
+    assert list_images(file).images == (file,)
     (tree / "notes").mkdir()
     for path in (tmp_path / "missing", tree / "notes"):
         with pytest.raises(PatchGuardError) as error:
@@ -257,7 +267,7 @@ def test_list_images(tree, tmp_path):
 
 
 def normals(root: str, count: int) -> list[Sample]:
-    return [Sample(Path(root) / f"{number:03}.png", "good") for number in range(count)]
+    return [Sample(ImageSource(Path(root) / f"{number:03}.png"), "good") for number in range(count)]
 
 
 def test_split_parts_the_samples():
@@ -291,3 +301,272 @@ def test_mvtec_screw():
     assert folder.has_test
     assert folder.has_masks
     assert folder.skipped == ()
+
+
+def drawn(path: Path, seed: int = 0, side: int = 24) -> Image.Image:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, len(path.name)])
+    return Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+
+
+def told(folder, words: str) -> str:
+    (line,) = [remark for remark in folder.remarks if words in remark]
+    return line
+
+
+def test_links_are_followed_and_loops_are_cut_and_named(tree, tmp_path):
+    pool = tmp_path / "pool"
+    write(pool / "a.png")
+    write_mask(tree / "ground_truth/spot/a_mask.png")
+    (tree / "test/spot").symlink_to(pool, target_is_directory=True)
+    (tree / "train/good/up").symlink_to(tree, target_is_directory=True)
+    (tree / "train/good/gone.png").symlink_to(tmp_path / "nowhere.png")
+    folder = scan(tree)
+    assert "spot" in {sample.kind for sample in folder.test}
+    assert {path.name: reason.split(";")[0] for path, reason in folder.skipped} == {
+        "gone.png": "a link that leads nowhere",
+        "up": "a link back to a folder above it",
+    }
+    with pytest.raises(PatchGuardError, match="a link that leads nowhere"):
+        scan(tree, strict=True)
+
+
+def test_a_link_to_a_file_is_that_file(tmp_path):
+    original = write(tmp_path / "elsewhere/a.png")
+    (tmp_path / "data").mkdir()
+    for name in ("x.png", "y.png"):
+        (tmp_path / "data" / name).symlink_to(original)
+    folder = scan(tmp_path / "data")
+    assert [sample.path.name for sample in folder.train] == ["x.png"]
+    assert "y.png of" in told(folder, "copies of others")
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name / "x.png")
+    (tmp_path / "a/to_b").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "b/to_a").symlink_to(tmp_path / "a", target_is_directory=True)
+    found = list_images(tmp_path)
+    assert len(found.images) == 4
+    assert len(found.faults) == 2
+
+
+def test_files_that_are_not_read_are_counted_and_named(tree):
+    (tree / "train/good/notes.txt").write_text("x")
+    write(tree / "train/bad/x.png")
+    (tree / "train/good/x.heic").write_bytes(b"x")
+    folder = scan(tree)
+    assert (
+        told(folder, "other types") == "1 files of other types are not read: train/good/notes.txt"
+    )
+    assert "1 images outside train/good" in told(folder, "train/bad/x.png")
+    assert [(path.name, reason.split(";")[0]) for path, reason in folder.skipped] == [
+        ("x.heic", "a kind of file that is not read")
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jp2", "ppm", "pgm", "gif", "jpe", "dib"])
+def test_what_pillow_reads_safely_is_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    image = drawn(path)
+    image.convert("L" if suffix == "pgm" else "RGB").save(path)
+    assert [sample.path.name for sample in scan(tmp_path).train] == [path.name]
+
+
+def test_every_page_of_a_tiff_is_an_image(tree):
+    path, mask = tree / "test/stain/pages.tif", tree / "ground_truth/stain/pages_mask.tif"
+    pages = [drawn(path, seed) for seed in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    marks = [Image.new("L", (24, 24)) for _ in pages]
+    for place, mark in enumerate(marks):
+        mark.putpixel((place, 3), 255)
+    marks[0].save(mask, save_all=True, append_images=marks[1:])
+    found = [sample for sample in scan(tree).test if sample.path == path]
+    assert [sample.name for sample in found] == [
+        f"stain/pages.tif page {number} of 3" for number in (1, 2, 3)
+    ]
+    for place, sample in enumerate(found):
+        assert np.argwhere(defect_mask(sample)).tolist() == [[3, place]]
+    marks[0].save(mask, save_all=True, append_images=marks[1:2])
+    with pytest.raises(PatchGuardError, match=r"2 pages, and .* has 3") as error:
+        scan(tree)
+    one_line(error, mask)
+
+
+def test_pages_of_training_images_count_and_one_damaged_file_is_named(tmp_path):
+    path = tmp_path / "scan.tif"
+    pages = [drawn(path, seed) for seed in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    write(tmp_path / "single.png")
+    assert len(scan(tmp_path).train) == 4
+    cut(path)
+    folder = scan(tmp_path)
+    assert len(folder.train) + len(folder.skipped) >= 2
+    assert {fault[0] for fault in folder.skipped} == {path}
+
+
+def test_a_thumbnail_in_a_tiff_is_no_page(tmp_path):
+    path = tmp_path / "a.tif"
+    image, thumbnail = drawn(path), drawn(path, side=16)
+    image.encoderinfo = {}
+    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+    image.save(path, save_all=True, append_images=[thumbnail])
+    (sample,) = scan(tmp_path).train
+    assert sample.source.part == ""
+
+
+def test_the_first_frame_of_an_animation_is_read_and_named(tmp_path):
+    path = tmp_path / "a.gif"
+    frames = [drawn(path, seed) for seed in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    folder = scan(tmp_path)
+    (sample,) = folder.train
+    assert sample.source.part == "first of 3 frames"
+    assert "a.gif first of 3 frames" in told(folder, "the first frame is read")
+
+
+@pytest.mark.parametrize("extra", ["000/0.png", "000_mask_2.png", "000_mask/b.png", "000_1.png"])
+def test_several_masks_of_one_image_are_joined(tree, extra):
+    for path in (tree / "test/crack/001.png", tree / "ground_truth/crack/001_mask.png"):
+        path.unlink()
+    for name in ("000_mask.png", extra):
+        path = tree / "ground_truth/crack" / name
+        path.parent.mkdir(exist_ok=True)
+        mask = Image.new("L", (24, 20))
+        mask.putpixel((1 if name == extra else 0, 0), 255)
+        mask.save(path)
+    (sample,) = [sample for sample in scan(tree).test if sample.kind == "crack"]
+    assert len(sample.masks) == 2
+    assert np.argwhere(defect_mask(sample)).tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_number_that_tells_images_apart_tells_no_masks_apart(tree):
+    write(tree / "test/crack/part.png")
+    write(tree / "test/crack/part_1.png")
+    write_mask(tree / "ground_truth/crack/part_2.png")
+    with pytest.raises(PatchGuardError, match="mask of no image"):
+        scan(tree)
+
+
+@pytest.mark.parametrize(("colour", "words"), [(255, "marks every pixel"), (0, "marks no pixel")])
+def test_a_mask_that_says_nothing_is_refused(tree, colour, words):
+    mask = tree / "ground_truth/crack/000_mask.png"
+    shape = Image.new("L", (24, 20))
+    shape.putpixel((3, 3), 255)
+    image = Image.new("RGBA", (24, 20), (colour, colour, colour, 255))
+    image.putalpha(shape)
+    image.save(mask)
+    for read in (scan, scan_test):
+        with pytest.raises(PatchGuardError, match=words) as error:
+            read(tree)
+        one_line(error, mask)
+
+
+def test_a_test_folder_that_cannot_be_used_says_what_it_holds(tree):
+    (tree / "test/good").rename(tree / "test/OK")
+    with pytest.raises(PatchGuardError, match=r"holds OK \(2\), crack \(2\), stain \(1\) and no"):
+        require_labelled(scan(tree))
+    for kind in ("crack", "stain"):
+        (tree / "test" / kind).rename(tree / kind)
+    shutil.rmtree(tree / "ground_truth")
+    (tree / "test/OK").rename(tree / "test/good")
+    with pytest.raises(PatchGuardError, match=r"holds good \(2\) and no defects"):
+        require_labelled(scan(tree))
+    (tree / "test").rename(tree / "elsewhere")
+    (tree / "test").mkdir()
+    with pytest.raises(PatchGuardError, match="it is empty"):
+        require_labelled(scan(tree))
+
+
+def test_copies_are_left_out_of_training_and_named_everywhere(tree):
+    shutil.copy(tree / "train/good/000.png", tree / "train/good/copy.png")
+    Image.open(tree / "train/good/000.png").save(tree / "train/good/same_pixels.bmp")
+    shutil.copy(tree / "train/good/000.png", tree / "test/good/seen.png")
+    shutil.copy(tree / "test/good/001.png", tree / "test/good/twice.png")
+    folder = scan(tree)
+    assert len(folder.train) == 3
+    assert told(folder, "left out").startswith("2 of 5 training images are copies of others")
+    assert "1 test images are training images too" in told(folder, "seen.png")
+    assert "1 of 7 test images are copies of others" in folder.remarks
+
+
+def test_blank_images_are_named(tree):
+    Image.new("RGB", (24, 20)).save(tree / "train/good/black.png")
+    assert "black.png" in told(scan(tree), "1 training images are of one colour all over")
+
+
+def deep(path: Path, low: int, high: int, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(low, high + 1, (24, 20)).astype(np.uint16)
+    values[0, :2] = low, high
+    Image.fromarray(values).save(path)
+
+
+def test_12_bit_values_in_16_bit_files(tmp_path):
+    for seed in range(4):
+        deep(tmp_path / f"{seed}.tif", 800, 2800, seed)
+    folder = scan(tmp_path)
+    assert folder.full_scale is None
+    assert "800 to 2800 of 0 to 65535: the detector sees them nearly black" in told(
+        folder, "values"
+    )
+    folder = scan(tmp_path, full_scale="auto")
+    assert folder.full_scale == 4095
+    assert told(folder, "values") == "the images use values 800 to 2800 of 0 to 4095"
+    assert read_image(folder.train[0].source).max() == pytest.approx(2800 / 4095)
+    assert read_image(scan(tmp_path, full_scale=2800).train[0].source).max() == 1
+    with pytest.raises(PatchGuardError, match="values from 800 to 2800, expected 0 to 2000"):
+        scan(tmp_path, full_scale=2000)
+
+
+def test_the_range_in_use_is_told(tmp_path):
+    write(tmp_path / "a.png")
+    assert "of 0 to 255" in told(scan(tmp_path), "the images use values")
+
+
+@pytest.mark.parametrize("as_table", [False, True])
+def test_what_belongs_together_is_not_split(tmp_path, as_table):
+    rows = ["file,group"]
+    for part in range(6):
+        for view in range(4):
+            path = write(tmp_path / "data" / f"part{part}_view{view}.png")
+            rows.append(f"{path.name},part{part}")
+    table = tmp_path / "groups.csv"
+    table.write_text("\n".join(rows))
+    groups = str(table) if as_table else r"(part\d+)_"
+    samples = scan(tmp_path / "data", groups=groups).train
+    rest, held_out = split_normals(samples, 6, seed=0)
+    assert (len(rest), len(held_out)) == (16, 8)
+    assert not {sample.group for sample in rest} & {sample.group for sample in held_out}
+
+
+def test_groups_that_leave_images_out_are_refused(tmp_path):
+    for name in ("a1.png", "b.png", "c2.png"):
+        write(tmp_path / "data" / name)
+    for groups, words in (
+        (r"(\d)", "no group for 1 of 3 images, first b.png"),
+        ("(", "neither a CSV table nor a regular expression"),
+    ):
+        with pytest.raises(PatchGuardError, match=words) as error:
+            scan(tmp_path / "data", groups=groups)
+        assert str(error.value).startswith("--groups ")
+    samples = scan(tmp_path / "data", groups=r"(\.)png").train
+    with pytest.raises(PatchGuardError, match="all normal images are of one group"):
+        split_normals(samples, 1, seed=0)
+
+
+def test_groups_seen_in_training_are_named_in_the_test(tree):
+    folder = scan(tree, groups=r"(\w)[^/]*$")
+    assert "of groups that training images are of too" in told(folder, "groups")
+
+
+NAMES = [b"=1+1.png", b"a\nb.png", b"\xff\xfe.png", b" .png", b"-rf.png", b"x" * 250 + b".png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_read(tree, name):
+    write(tree / "train/good" / os.fsdecode(name))
+    folder = scan(tree, strict=True)
+    assert len(folder.train) == 4
+    assert all("\n" not in str(sample.source) for sample in folder.train)
+    assert len(split_normals(folder.train, 1, seed=0)[0]) == 3

@@ -13,7 +13,14 @@ from scipy import ndimage
 from patchguard.config import ForegroundConfig, ForegroundMethod
 from patchguard.data.foreground import foreground_mask, foreground_masks, masks, resolve_method
 from patchguard.data.foreground.saliency import mass_threshold
-from patchguard.data.images import BoolArray, FloatArray, read_image, read_mask, write_png
+from patchguard.data.images import (
+    BoolArray,
+    FloatArray,
+    ImageSource,
+    read_image,
+    read_mask,
+    write_png,
+)
 from patchguard.data.synthetic import benchmark
 from patchguard.errors import PatchGuardError
 
@@ -51,12 +58,12 @@ def overlap(a: BoolArray, b: BoolArray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def save(folder: Path, images: list[FloatArray]) -> list[Path]:
+def save(folder: Path, images: list[FloatArray]) -> list[ImageSource]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{index:03}.png" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         write_png(path, image)
-    return paths
+    return [ImageSource(path) for path in paths]
 
 
 @pytest.mark.parametrize("light", [0.0, 0.2])
@@ -166,9 +173,9 @@ def test_auto_decides_once_for_all_images(tmp_path: Path) -> None:
 def test_image_without_foreground_counts_whole_and_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk()), rgb(np.full((SIZE, SIZE), 0.5))])
+    sources = save(tmp_path / "images", [on_noise(disk()), rgb(np.full((SIZE, SIZE), 0.5))])
     with caplog.at_level(logging.WARNING):
-        _, found = foreground_masks(paths, BORDER, cache=tmp_path / "cache")
+        _, found = foreground_masks(sources, BORDER, cache=tmp_path / "cache")
     assert not found[0].all()
     assert found[1].all()
     assert "1 of 2 images" in caplog.text
@@ -189,25 +196,25 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[FloatArray]:
 
 
 def test_cached_mask_is_not_computed_again(tmp_path: Path, computed: list[FloatArray]) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk()), on_noise(disk(60))])
-    first = foreground_masks(paths, BORDER, cache=tmp_path / "cache")
-    second = foreground_masks(paths, BORDER, cache=tmp_path / "cache")
+    sources = save(tmp_path / "images", [on_noise(disk()), on_noise(disk(60))])
+    first = foreground_masks(sources, BORDER, cache=tmp_path / "cache")
+    second = foreground_masks(sources, BORDER, cache=tmp_path / "cache")
     assert len(computed) == 2
     assert all(np.array_equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
 def test_cache_follows_content_not_name(tmp_path: Path, computed: list[FloatArray]) -> None:
-    (path,) = save(tmp_path / "images", [on_noise(disk())])
+    (source,) = save(tmp_path / "images", [on_noise(disk())])
     cache = tmp_path / "cache"
-    _, (mask,) = foreground_masks([path], BORDER, cache=cache)
+    _, (mask,) = foreground_masks([source], BORDER, cache=cache)
 
-    renamed = Path(shutil.copy(path, tmp_path / "renamed.png"))
-    _, (same,) = foreground_masks([renamed], BORDER, cache=cache)
+    renamed = Path(shutil.copy(source.path, tmp_path / "renamed.png"))
+    _, (same,) = foreground_masks([ImageSource(renamed)], BORDER, cache=cache)
     assert len(computed) == 1
     assert np.array_equal(mask, same)
 
-    write_png(path, on_noise(disk(50)))
-    _, (other,) = foreground_masks([path], BORDER, cache=cache)
+    write_png(source.path, on_noise(disk(50)))
+    _, (other,) = foreground_masks([source], BORDER, cache=cache)
     assert len(computed) == 2
     assert not np.array_equal(mask, other)
 
@@ -216,13 +223,13 @@ def test_cache_follows_content_not_name(tmp_path: Path, computed: list[FloatArra
 def test_damaged_cache_entry_is_computed_again(
     tmp_path: Path, computed: list[FloatArray], damage: bytes
 ) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())])
+    sources = save(tmp_path / "images", [on_noise(disk())])
     cache = tmp_path / "cache"
-    _, (mask,) = foreground_masks(paths, BORDER, cache=cache)
+    _, (mask,) = foreground_masks(sources, BORDER, cache=cache)
     (entry,) = cache.rglob("*.png")
     entry.write_bytes(entry.read_bytes()[:-40] if damage == b"cut" else damage)
     for _ in range(2):
-        _, (again,) = foreground_masks(paths, BORDER, cache=cache)
+        _, (again,) = foreground_masks(sources, BORDER, cache=cache)
         assert np.array_equal(mask, again)
     assert len(computed) == 2
 
@@ -237,50 +244,52 @@ def test_default_cache_lies_in_the_user_cache_folder(
 
 def test_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    paths = save(tmp_path / "images", [on_noise(disk())])
-    _, (mask,) = foreground_masks(paths, BORDER, cache=tmp_path / "file" / "cache")
+    sources = save(tmp_path / "images", [on_noise(disk())])
+    _, (mask,) = foreground_masks(sources, BORDER, cache=tmp_path / "file" / "cache")
     assert overlap(mask, disk()) > 0.9
 
 
 def test_full_is_everything(tmp_path: Path) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())[:150]])
-    method, (mask,) = foreground_masks(paths, ForegroundConfig(method="full"), cache=tmp_path / "c")
+    sources = save(tmp_path / "images", [on_noise(disk())[:150]])
+    method, (mask,) = foreground_masks(
+        sources, ForegroundConfig(method="full"), cache=tmp_path / "c"
+    )
     assert (method, mask.shape, mask.all()) == ("full", (150, SIZE), True)
     assert not (tmp_path / "c").exists()
 
 
 def test_files_are_found_by_stem_or_with_mask_appended(tmp_path: Path) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk()), on_noise(disk(60))])
+    sources = save(tmp_path / "images", [on_noise(disk()), on_noise(disk(60))])
     (tmp_path / "masks").mkdir()
     write_png(tmp_path / "masks/000.png", disk())
     write_png(tmp_path / "masks/001_mask.png", disk(60))
     config = ForegroundConfig(method="files", masks=str(tmp_path / "masks"))
-    method, found = foreground_masks(paths, config)
+    method, found = foreground_masks(sources, config)
     assert method == "files"
     assert np.array_equal(found[0], disk())
     assert np.array_equal(found[1], disk(60))
 
 
 def test_missing_mask_file_names_image_and_folder(tmp_path: Path) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())])
+    sources = save(tmp_path / "images", [on_noise(disk())])
     config = ForegroundConfig(method="files", masks=str(tmp_path / "masks"))
     with pytest.raises(PatchGuardError, match=r"masks: no foreground mask for .*000\.png"):
-        foreground_masks(paths, config)
+        foreground_masks(sources, config)
 
 
 def test_mask_file_of_another_size_is_refused(tmp_path: Path) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())])
+    sources = save(tmp_path / "images", [on_noise(disk())])
     (tmp_path / "masks").mkdir()
     write_png(tmp_path / "masks/000.png", disk()[:, :150])
     config = ForegroundConfig(method="files", masks=str(tmp_path / "masks"))
     with pytest.raises(PatchGuardError, match=r"000\.png: the mask is 150x200 .* 200x200"):
-        foreground_masks(paths, config)
+        foreground_masks(sources, config)
 
 
 def test_files_without_a_folder_name_the_option(tmp_path: Path) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())])
+    sources = save(tmp_path / "images", [on_noise(disk())])
     with pytest.raises(PatchGuardError, match=r"foreground\.masks"):
-        foreground_masks(paths, ForegroundConfig(method="files"))
+        foreground_masks(sources, ForegroundConfig(method="files"))
 
 
 @pytest.fixture(scope="module")
@@ -303,13 +312,13 @@ def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_networks_with_local_weights(
     tmp_path: Path, weight_files: dict[str, Path], method: ForegroundMethod
 ) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())[:150]])
+    sources = save(tmp_path / "images", [on_noise(disk())[:150]])
     config = ForegroundConfig(method=method, weights=str(weight_files[method]))
-    used, (mask,) = foreground_masks(paths, config, cache=tmp_path / "cache")
+    used, (mask,) = foreground_masks(sources, config, cache=tmp_path / "cache")
     assert used == method
     assert mask.shape == (150, SIZE)
     assert mask.any()
-    _, (again,) = foreground_masks(paths, config, cache=tmp_path / "cache")
+    _, (again,) = foreground_masks(sources, config, cache=tmp_path / "cache")
     assert np.array_equal(mask, again)
 
 
@@ -322,18 +331,18 @@ def test_attention_keeps_the_most_attended_pixels() -> None:
 def test_weights_of_another_network_are_refused(
     tmp_path: Path, weight_files: dict[str, Path]
 ) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())])
+    sources = save(tmp_path / "images", [on_noise(disk())])
     config = ForegroundConfig(method="gradcam", weights=str(weight_files["attention"]))
     with pytest.raises(PatchGuardError, match=r"vit\.pth: not a weight file of timm's resnet18"):
-        foreground_masks(paths, config, cache=tmp_path / "cache")
+        foreground_masks(sources, config, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "attention"])
 def test_missing_weight_file_is_named(tmp_path: Path, method: ForegroundMethod) -> None:
-    paths = save(tmp_path / "images", [on_noise(disk())])
+    sources = save(tmp_path / "images", [on_noise(disk())])
     config = ForegroundConfig(method=method, weights=str(tmp_path / "none.pth"))
     with pytest.raises(PatchGuardError, match=r"none\.pth.*foreground\.weights"):
-        foreground_masks(paths, config, cache=tmp_path / "cache")
+        foreground_masks(sources, config, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "attention"])

@@ -310,11 +310,11 @@ def test_what_is_no_image_is_named(tmp_path):
     text, missing, folder = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     text.write_text("not an image")
     folder.mkdir()
-    gif = tmp_path / "d.png"
-    Image.fromarray(RGB8).save(gif, format="GIF")
+    foreign = tmp_path / "d.png"
+    Image.fromarray(RGB8).save(foreign, format="TGA")
     for path, words in [
         (text, "not a readable PNG"),
-        (gif, "not a readable PNG"),
+        (foreign, "not a readable PNG"),
         (missing, "No such file"),
         (folder, "cannot be opened"),
     ]:
@@ -431,7 +431,8 @@ def test_png_round_trip(tmp_path):
 
 
 def test_write_png_names_a_file_it_cannot_write(tmp_path):
-    path = tmp_path / "missing" / "image.png"
-    with pytest.raises(PatchGuardError, match="No such file or directory") as error:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "image.png"
+    with pytest.raises(PatchGuardError, match="cannot be written") as error:
         write_png(path, MARKED)
     assert str(error.value).startswith(f"{path}: ")

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Literal
 
-from patchguard.data.images import SUFFIXES, read_image, read_mask
+from patchguard.data.census import Facts, deep_range, remarks, without_copies
+from patchguard.data.images import ImageSource, read_mask, read_pixels, sources_in
+from patchguard.data.listing import Fault, Listing, list_folder, list_images, named
+from patchguard.data.masks import masks_by_image
+from patchguard.data.samples import GOOD, Sample, union_of
+from patchguard.data.split import grouped
 from patchguard.errors import PatchGuardError
+from patchguard.files import printable
 
-GOOD = "good"
 _TREE_PARTS = frozenset({"train", "test", "ground_truth"})
+_MOST_THREADS = 4
+"""Each holds an image, which may be large."""
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One image file.
-
-    Args:
-        kind: ``"good"`` for a normal image, else the name of its defect.
-        mask: file of its ground truth, where there is one; a normal image has none.
-    """
-
-    path: Path
-    kind: str
-    mask: Path | None = None
-
-    @property
-    def anomalous(self) -> bool:
-        return self.kind != GOOD
+FullScale = float | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -40,15 +33,19 @@ class ImageFolder:
     """The readable images of a data set, sorted by path.
 
     Args:
-        train: normal images.
+        train: normal images, of which no two are the same.
         test: normal and anomalous images; empty for a plain folder.
-        skipped: files left out, each with the reason.
+        skipped: files left out that should be read, each with the reason.
+        remarks: what the user should know of these images, a line each.
+        full_scale: of images of more than 8 bits, where it is not that of their format.
     """
 
     root: Path
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
-    skipped: tuple[tuple[Path, str], ...]
+    skipped: tuple[Fault, ...]
+    remarks: tuple[str, ...] = ()
+    full_scale: float | None = None
 
     @property
     def has_test(self) -> bool:
@@ -63,139 +60,229 @@ class ImageFolder:
     @property
     def unmasked(self) -> tuple[Sample, ...]:
         """Anomalous test images without a mask."""
-        return tuple(s for s in self.test if s.anomalous and s.mask is None)
+        return tuple(s for s in self.test if s.anomalous and not s.masks)
 
 
-def scan(root: Path, *, strict: bool = False, minimum_side: int = 16) -> ImageFolder:
+def scan(
+    root: Path,
+    *,
+    strict: bool = False,
+    minimum_side: int = 16,
+    full_scale: FullScale = None,
+    groups: str | None = None,
+) -> ImageFolder:
     """Find the images of a data set and decode every one of them.
 
     A folder with any of ``train``, ``test`` or ``ground_truth`` is an MVTec-style tree: normal
     images in ``train/good``, test images in ``test/<kind>`` (normal ones in ``test/good``), masks
-    in ``ground_truth/<kind>``, named ``<image>_mask`` or ``<image>`` with any image suffix.
+    in ``ground_truth/<kind>``: ``<image>_mask`` or ``<image>`` with any image suffix, several with
+    numbers behind (``<image>_mask_1``) or in a folder named like the image; their union counts.
     ``test`` and ``ground_truth`` may be missing, and so may some masks. Other folders in ``train``
     and masks of ``good`` images are not read.
 
     Any other folder holds normal images: those directly inside or, if there are none, those of
-    its subfolders. Hidden files and files of other types are ignored everywhere.
+    its subfolders. Links are followed. Hidden files are ignored everywhere, and files of other
+    types counted. Each page of a TIFF is an image of its own. Of training images that are the same
+    pixel by pixel the first is kept.
 
     Args:
         strict: raise at the first unreadable or too small file instead of skipping it.
         minimum_side: least height and width of an image in pixels.
+        full_scale: the value that counts as white in images of more than 8 bits; ``auto`` for the
+            least 2^n - 1 that holds all values of the training images; None for what their format
+            can hold.
+        groups: which images belong together: see :func:`patchguard.data.split.grouped`.
 
     Raises:
         PatchGuardError: there is no such folder, no (readable) training image, a mask that
-            belongs to no image or differs from its image in size, or a folder whose normal
-            images cannot be told; with ``strict`` also as above.
+            belongs to no image, marks nothing or everything or differs from its image in size, or
+            a folder whose normal images cannot be told; with ``strict`` also as above.
     """
-    _require_folder(root)
-    if any((root / part).is_dir() for part in _TREE_PARTS):
-        train, test = _tree(root)
-    else:
-        train, test = _plain(root), []
-    skipped: list[tuple[Path, str]] = []
-    readable_train = _readable(train, strict, minimum_side, skipped)
-    if not readable_train:
-        path, reason = skipped[0]
+    listing = list_folder(root)
+    is_tree = any((root / part).is_dir() for part in _TREE_PARTS)
+    train = _training_files(root, listing) if is_tree else _plain(root, listing)
+    read_scale = math.inf if full_scale == "auto" else full_scale
+    reading = _Reading(strict, minimum_side, read_scale, list(listing.faults))
+    normals = reading.read(_samples(train, reading))
+    if not normals:
+        path, reason = reading.faults[len(listing.faults)]
         raise PatchGuardError(
             f"{root}: none of the {len(train)} training images can be used; {path}: {reason}"
         )
-    readable_test = _readable(test, strict, minimum_side, skipped)
-    return ImageFolder(root, readable_train, readable_test, tuple(skipped))
+    tested = reading.read(_test_samples(root, listing, reading)) if is_tree else []
+    scale = _resolved(full_scale, normals)
+    if groups is not None:
+        normals, tested = (_with_groups(part, root, groups) for part in (normals, tested))
+    unread = _unread(root, listing, train, is_tree)
+    return ImageFolder(
+        root,
+        _scaled(without_copies(normals), scale),
+        _scaled((sample for sample, _ in tested), scale),
+        tuple(reading.faults),
+        (*unread, *remarks(normals, tested, scale)),
+        scale,
+    )
 
 
-def scan_test(root: Path, *, strict: bool = False, minimum_side: int = 16) -> ImageFolder:
+def scan_test(
+    root: Path, *, strict: bool = False, minimum_side: int = 16, full_scale: float | None = None
+) -> ImageFolder:
     """The test part of an MVTec-style tree alone; ``train`` is neither needed nor read.
 
     Raises:
         PatchGuardError: no test folder, or as :func:`scan` for test images and masks.
     """
-    _require_folder(root)
+    if not root.exists():
+        raise PatchGuardError(f"{root}: does not exist")
     if not (root / "test").is_dir():
         raise PatchGuardError(f"{root}: no folder 'test' with the labelled images")
-    skipped: list[tuple[Path, str]] = []
-    test = _readable(_test_samples(root), strict, minimum_side, skipped)
-    return ImageFolder(root, (), test, tuple(skipped))
+    parts = [list_folder(root / part) for part in _TREE_PARTS - {"train"} if (root / part).is_dir()]
+    listing = _joined(parts)
+    reading = _Reading(strict, minimum_side, full_scale, list(listing.faults))
+    tested = reading.read(_test_samples(root, listing, reading))
+    return ImageFolder(
+        root,
+        (),
+        tuple(sample for sample, _ in tested),
+        tuple(reading.faults),
+        (*_others(root, listing), *remarks([], tested, full_scale)),
+        full_scale,
+    )
 
 
-def list_images(path: Path) -> list[Path]:
-    """The file itself, or every image below a folder, sorted; hidden files are ignored.
-
-    Raises:
-        PatchGuardError: there is no such file or folder, or no image in it.
-    """
-    if path.is_file():
-        return [path]
-    _require_folder(path)
-    found = _images_below(path)
-    if not found:
-        raise PatchGuardError(f"{path}: no images in this folder ({_suffixes()})")
-    return found
-
-
-def split_normals(
-    samples: Sequence[Sample], held_out: int, seed: int
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Hold out some normal images, for calibration.
-
-    The choice is made by a hash of the seed and each path relative to the common folder: it does
-    not depend on the order of the samples, the place of the folder, the machine or any version.
-
-    Returns:
-        The remaining samples and the held-out ones, each sorted by path.
+def require_labelled(folder: ImageFolder) -> None:
+    """Refuse a test folder that does not hold both normal and anomalous images.
 
     Raises:
-        PatchGuardError: one of the two would be empty.
+        PatchGuardError: it says what the folder holds and what to do.
     """
-    if not 1 <= held_out < len(samples):
+    if folder.has_test:
+        return
+    test = folder.root / "test"
+    counts = Counter(sample.kind for sample in folder.test)
+    told = ", ".join(f"{printable(kind)} ({count})" for kind, count in sorted(counts.items()))
+    if not counts:
+        reason = folder.skipped[0] if folder.skipped else (test, "it is empty")
         raise PatchGuardError(
-            f"cannot hold out {held_out} of {len(samples)} normal images: "
-            "at least one must be held out and one remain"
+            f"{test}: no image that can be read ({printable(reason[0].name)}: {reason[1]}); normal "
+            f"test images belong in test/{GOOD}, others in test/<name of the defect>"
         )
-    common = os.path.commonpath([sample.path.parent for sample in samples])
-
-    def rank(sample: Sample) -> str:
-        name = sample.path.relative_to(common).as_posix()
-        return hashlib.sha256(os.fsencode(f"{seed}/{name}")).hexdigest()
-
-    ranked = sorted(samples, key=rank)
-    return _sorted(ranked[held_out:]), _sorted(ranked[:held_out])
-
-
-def _sorted(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    return tuple(sorted(samples, key=lambda sample: sample.path.as_posix()))
+    if GOOD in counts:
+        raise PatchGuardError(
+            f"{test}: holds {told} and no defects; put them in test/<name of the defect>, or move "
+            "the folder away for a self-test"
+        )
+    raise PatchGuardError(
+        f"{test}: holds {told} and no '{GOOD}'; give the folder of normal test images that name, "
+        "or move the folder 'test' away for a self-test"
+    )
 
 
-def _suffixes() -> str:
-    return ", ".join(sorted(SUFFIXES))
+class _Reading:
+    """Decodes samples; what cannot be used is left out and remembered.
+
+    Args:
+        strict: raise instead.
+        minimum_side: least height and width in pixels.
+        full_scale: of images of more than 8 bits.
+        faults: found before; they count with ``strict``.
+    """
+
+    def __init__(
+        self, strict: bool, minimum_side: int, full_scale: float | None, faults: list[Fault]
+    ) -> None:
+        self.strict = strict
+        self.minimum_side = minimum_side
+        self.full_scale = full_scale
+        self.faults: list[Fault] = []
+        for fault in faults:
+            self.skip(fault)
+
+    def skip(self, fault: Fault) -> None:
+        if self.strict:
+            raise PatchGuardError(f"{fault[0]}: {fault[1]}")
+        self.faults.append(fault)
+
+    def sources(self, path: Path) -> tuple[ImageSource, ...]:
+        """The images of a file; none when it cannot be read."""
+        try:
+            return sources_in(path, self.full_scale)
+        except PatchGuardError as error:
+            self.skip((path, _reason(error, path)))
+            return ()
+
+    def read(self, samples: Sequence[Sample]) -> list[tuple[Sample, Facts]]:
+        """Samples whose files decode, with what was seen."""
+        readable = []
+        # Threads, since nearly all the time goes into decoders, which release the GIL.
+        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+            outcomes = pool.map(_examined, samples, repeat(self.minimum_side))
+            for sample, outcome in zip(samples, outcomes, strict=True):
+                if isinstance(outcome, Facts):
+                    readable.append((sample, outcome))
+                else:
+                    self.skip(outcome)
+        return readable
 
 
-def _require_folder(path: Path) -> None:
-    if not path.exists():
-        raise PatchGuardError(f"{path}: does not exist")
-    if not path.is_dir():
-        raise PatchGuardError(f"{path}: not a folder")
+def _examined(sample: Sample, minimum_side: int) -> Facts | Fault:
+    """What a sample is like, or its first file that cannot be used, and why."""
+    try:
+        pixels = read_pixels(sample.source)
+    except PatchGuardError as error:
+        return sample.path, _reason(error, sample.source)
+    height, width = pixels.shape
+    if min(height, width) < minimum_side:
+        small = f"{width}x{height} pixels; both sides need at least {minimum_side}"
+        return sample.path, " ".join(filter(None, (sample.source.part, small)))
+    fault = _mask_fault(sample, pixels.shape)
+    return fault or Facts(pixels.digest, pixels.range, pixels.deep)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    return sorted(found, key=Path.as_posix)
+def _mask_fault(sample: Sample, shape: tuple[int, int]) -> Fault | None:
+    """The first mask of a sample that cannot be read."""
+    masks = []
+    for source in sample.masks:
+        try:
+            masks.append(read_mask(source))
+        except PatchGuardError as error:
+            return source.path, _reason(error, source)
+        height, width = masks[-1].shape
+        if (height, width) != shape:
+            raise PatchGuardError(
+                f"{source}: mask of {width}x{height} pixels for an image of "
+                f"{shape[1]}x{shape[0]}; export it at the size of {sample.source}"
+            )
+    if masks:
+        union_of(sample, masks)
+    return None
 
 
-def _plain(root: Path) -> list[Sample]:
-    found = list_images(root)
-    inside = [path for path in found if path.parent == root]
+def _reason(error: PatchGuardError, source: ImageSource | Path) -> str:
+    """Why a file cannot be used, without the file."""
+    told = str(error).removeprefix(f"{source}: ")
+    part = source.part if isinstance(source, ImageSource) else ""
+    return " ".join(filter(None, (part, told)))
+
+
+def _training_files(root: Path, listing: Listing) -> list[Path]:
+    normals = root / "train" / GOOD
+    train = [path for path in listing.images if path.is_relative_to(normals)]
+    if not train:
+        raise PatchGuardError(f"{normals}: no images; the normal training images belong there")
+    return train
+
+
+def _plain(root: Path, listing: Listing) -> list[Path]:
+    if not listing.images:
+        list_images(root)
+    inside = [path for path in listing.images if path.parent == root]
     if not inside:
-        _require_normals(root, found)
-    return [Sample(path, GOOD) for path in inside or found]
+        _require_normals(root, listing.images)
+    return inside or list(listing.images)
 
 
-def _require_normals(root: Path, found: list[Path]) -> None:
+def _require_normals(root: Path, found: Sequence[Path]) -> None:
     """Refuse subfolders that hold more than normal images."""
     folders = [path.relative_to(root).parent.parts for path in found]
     trees = [parts for parts in folders if _TREE_PARTS.intersection(parts)]
@@ -209,81 +296,99 @@ def _require_normals(root: Path, found: list[Path]) -> None:
         )
 
 
-def _tree(root: Path) -> tuple[list[Sample], list[Sample]]:
-    normals = root / "train" / GOOD
-    train = [Sample(path, GOOD) for path in _images_below(normals)] if normals.is_dir() else []
-    if not train:
-        raise PatchGuardError(f"{normals}: no images; the normal training images belong there")
-    return train, _test_samples(root)
+def _samples(paths: Iterable[Path], reading: _Reading) -> list[Sample]:
+    return [Sample(source, GOOD) for path in paths for source in reading.sources(path)]
 
 
-def _test_samples(root: Path) -> list[Sample]:
-    masks = _masks(root / "ground_truth")
-    samples = []
-    for path in _images_below(root / "test"):
-        key = path.relative_to(root / "test").with_suffix("")
+def _test_samples(root: Path, listing: Listing, reading: _Reading) -> list[Sample]:
+    images = {}
+    for path in _below(root / "test", listing):
+        key = path.relative_to(root / "test")
         if len(key.parts) == 1:
             raise PatchGuardError(
                 f"{path}: no kind; move it to test/{GOOD} or to test/<name of the defect>"
             )
-        kind = key.parts[0]
-        named = (key.with_name(f"{key.name}_mask"), key)
-        mask = next((masks[name] for name in named if name in masks), None)
-        samples.append(Sample(path, kind, mask))
-    matched = {sample.mask for sample in samples}
-    orphan = next((mask for mask in masks.values() if mask not in matched), None)
-    if orphan is not None:
-        raise PatchGuardError(f"{orphan}: mask of no image in {root / 'test'}; rename or remove it")
+        images[path] = key.with_suffix("")
+    masks = masks_by_image(root, _below(root / "ground_truth", listing), set(images.values()))
+    samples = []
+    for path, key in images.items():
+        samples += [
+            Sample(source, key.parts[0], of_source)
+            for source, of_source in _with_masks(path, masks.get(key, []), reading)
+        ]
     return samples
 
 
-def _masks(folder: Path) -> dict[Path, Path]:
-    """Mask files by ``<kind>/<name>`` without suffix."""
-    masks: dict[Path, Path] = {}
-    for path in _images_below(folder):
-        key = path.relative_to(folder).with_suffix("")
-        if key.parts[0] == GOOD:
-            continue
-        if key in masks:
-            raise PatchGuardError(f"{path}: second mask beside {masks[key].name}; remove one")
-        masks[key] = path
-    return masks
+def _with_masks(
+    path: Path, masks: Sequence[Path], reading: _Reading
+) -> list[tuple[ImageSource, tuple[ImageSource, ...]]]:
+    """The pages of an image, each with that page of each of its mask files.
+
+    None where one of the files cannot be read.
+    """
+    pages = reading.sources(path)
+    of_masks = [reading.sources(mask) for mask in masks]
+    if not pages or not all(of_masks):
+        return []
+    for mask, found in zip(masks, of_masks, strict=True):
+        if len(found) != len(pages):
+            raise PatchGuardError(
+                f"{mask}: {len(found)} pages, and {path} has {len(pages)}; save a mask page for "
+                "each page of the image"
+            )
+    return [(page, tuple(found[place] for found in of_masks)) for place, page in enumerate(pages)]
 
 
-def _readable(
-    samples: list[Sample], strict: bool, minimum_side: int, skipped: list[tuple[Path, str]]
-) -> tuple[Sample, ...]:
-    """Samples whose files decode; the others are appended to ``skipped``."""
-    readable = []
-    # Threads, since nearly all the time goes into decoders, which release the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = pool.map(_fault, samples, repeat(minimum_side))
-        for sample, fault in zip(samples, faults, strict=True):
-            if fault is None:
-                readable.append(sample)
-            elif strict:
-                raise PatchGuardError(f"{fault[0]}: {fault[1]}")
-            else:
-                skipped.append(fault)
-    return tuple(readable)
+def _below(folder: Path, listing: Listing) -> list[Path]:
+    return [path for path in listing.images if path.is_relative_to(folder)]
 
 
-def _fault(sample: Sample, minimum_side: int) -> tuple[Path, str] | None:
-    """The first file of a sample that cannot be used, and why."""
-    path = sample.path
-    try:
-        height, width = read_image(path).shape[:2]
-        if min(height, width) < minimum_side:
-            return path, f"{width}x{height} pixels; both sides need at least {minimum_side}"
-        if sample.mask is None:
-            return None
-        path = sample.mask
-        mask_height, mask_width = read_mask(path).shape
-    except PatchGuardError as error:
-        return path, str(error).removeprefix(f"{path}: ")
-    if (mask_height, mask_width) != (height, width):
-        raise PatchGuardError(
-            f"{path}: mask of {mask_width}x{mask_height} pixels for an image of "
-            f"{width}x{height}; export it at the size of {sample.path}"
+def _unread(root: Path, listing: Listing, train: Sequence[Path], is_tree: bool) -> Iterator[str]:
+    """What lies in the folder and takes no part."""
+    read = set(train)
+    if is_tree:
+        read.update(_below(root / "test", listing), _below(root / "ground_truth", listing))
+    left = [path for path in listing.images if path not in read]
+    if left:
+        where = (
+            f"outside train/{GOOD}, test and ground_truth"
+            if is_tree
+            else "in subfolders, as there are images directly in the folder"
         )
-    return None
+        yield f"{len(left)} images {where} are not read: {named(left, root)}"
+    yield from _others(root, listing)
+
+
+def _others(root: Path, listing: Listing) -> Iterator[str]:
+    if listing.others:
+        told = named(listing.others, root)
+        yield f"{len(listing.others)} files of other types are not read: {told}"
+
+
+def _joined(parts: Sequence[Listing]) -> Listing:
+    return Listing(
+        tuple(path for part in parts for path in part.images),
+        tuple(path for part in parts for path in part.others),
+        tuple(fault for part in parts for fault in part.faults),
+    )
+
+
+def _resolved(full_scale: FullScale, normals: Sequence[tuple[Sample, Facts]]) -> float | None:
+    """The full scale as a number: with ``auto``, that of the training images."""
+    if full_scale != "auto":
+        return full_scale
+    deep = deep_range([facts for _, facts in normals])
+    return None if deep is None else 2.0 ** max(8, int(deep.highest).bit_length()) - 1
+
+
+def _scaled(samples: Iterable[Sample], scale: float | None) -> tuple[Sample, ...]:
+    return tuple(
+        replace(sample, source=replace(sample.source, full_scale=scale)) for sample in samples
+    )
+
+
+def _with_groups(
+    read: Sequence[tuple[Sample, Facts]], root: Path, groups: str
+) -> list[tuple[Sample, Facts]]:
+    samples = grouped([sample for sample, _ in read], root, groups)
+    return [(sample, facts) for sample, (_, facts) in zip(samples, read, strict=True)]

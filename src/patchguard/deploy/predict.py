@@ -2,153 +2,257 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from patchguard.data.images import read_image, resize_image, resize_map, write_png
-from patchguard.deploy.calibration import Calibration
-from patchguard.detector import Detector, device_of, to_tensor
+from patchguard.data.images import (
+    FloatArray,
+    ImageSource,
+    Pixels,
+    eight_bit,
+    read_pixels,
+    save_png,
+)
+from patchguard.data.listing import Listing, list_images
+from patchguard.deploy.outputs import MAPS, OVERLAYS, Prediction, PredictionFolder
+from patchguard.deploy.pipeline import Judgement, Pipeline
 from patchguard.errors import PatchGuardError
-from patchguard.models.checkpoint import CALIBRATION, load_detector, verify
-from patchguard.models.patchguard import PatchGuard
+from patchguard.files import absolute, printable, short_name
+
+BATCH_SIZE = 16
+_BATCH_BYTES = 2**26
+"""Images are read until they fill a batch or this much memory; one may be larger than that."""
+_ROWS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What is said of one image file.
+class Inputs(NamedTuple):
+    """What was named to be inspected.
 
     Attributes:
-        image: the file.
-        score: raw image score, higher is more anomalous.
-        p_value: conformal p-value: small where few held-out normals score as high.
-        verdict: ``anomalous`` if the score exceeds the calibrated threshold, else ``normal``.
+        listing: every file, each once.
+        root: the folder that holds them all.
     """
 
-    image: str
-    score: float
-    p_value: float
-    verdict: str
+    listing: Listing
+    root: Path
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A detector with its calibration, ready for files.
+def find_inputs(named: Sequence[Path]) -> Inputs:
+    """The files that are named, and those below the folders that are named.
 
-    Args:
-        detector: in eval mode.
-        calibration: its threshold.
-        image_size: side in pixels of the square images that the detector takes.
+    One of several that does not exist is a fault of the listing.
+
+    Raises:
+        PatchGuardError: there is no image at all, or no folder holds all of them.
     """
-
-    detector: Detector
-    calibration: Calibration
-    image_size: int
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> tuple[float, np.ndarray]:
-        """Raw score and anomaly map [H, W] of an image [H, W, 3] in [0, 1]."""
-        resized = to_tensor(resize_image(image, self.image_size))
-        detection = self.detector(resized[None].to(device_of(self.detector)))
-        anomaly_map = detection.anomaly_map[0].float().cpu().numpy()
-        return float(detection.score[0]), resize_map(anomaly_map, image.shape[:2])
-
-    def predict(self, path: Path) -> tuple[Prediction, np.ndarray, np.ndarray]:
-        """The prediction for a file, the image [H, W, 3] and its anomaly map [H, W].
-
-        Raises:
-            PatchGuardError: the file cannot be read.
-        """
-        image = read_image(path)
-        score, anomaly_map = self(image)
-        verdict = "anomalous" if self.calibration.verdicts([score])[0] else "normal"
-        p_value = float(self.calibration.p_values([score])[0])
-        return Prediction(str(path), score, p_value, verdict), image, anomaly_map
-
-    def heat(self, anomaly_map: np.ndarray) -> np.ndarray:
-        """The map on a scale for display: 0 up to the least normal score, 0.5 at the threshold."""
-        low, threshold = self.calibration.scores[0], self.calibration.threshold
-        span = 2 * max(threshold - low, 1e-6)
-        return np.clip((anomaly_map - low) / span, 0, 1)
-
-
-def load_calibrated(run: Path) -> tuple[PatchGuard, Calibration]:
-    """The detector of a run folder and its calibration, both checked against the manifest."""
-    detector = load_detector(run)
-    verify(run, CALIBRATION)
-    return detector, Calibration.from_json(run / CALIBRATION)
+    listings, faults = [], []
+    for path in named:
+        try:
+            listings.append(list_images(path))
+        except PatchGuardError as error:
+            faults.append((path, str(error).removeprefix(f"{path}: ")))
+    if not listings:
+        path, reason = faults[0]
+        raise PatchGuardError(f"{path}: {reason}")
+    images = {absolute(path): path for found in listings for path in found.images}
+    others = {absolute(path): path for found in listings for path in found.others}
+    faults += [fault for found in listings for fault in found.faults]
+    folders = [path if path.is_dir() else path.parent for path in named]
+    try:
+        root = os.path.commonpath([absolute(folder) for folder in folders])
+    except ValueError:
+        raise PatchGuardError(
+            f"{named[0]} and the others lie on different drives; give one drive at a time"
+        ) from None
+    return Inputs(
+        Listing(tuple(images.values()), tuple(others.values()), tuple(faults)), Path(root)
+    )
 
 
 def write_predictions(
-    predictor: Predictor,
-    paths: Sequence[Path],
-    root: Path,
-    out: Path,
+    pipeline: Pipeline,
+    inputs: Inputs,
+    out: PredictionFolder,
     *,
     maps: bool,
-    each: Callable[[Prediction | PatchGuardError], None],
+    each: Callable[[Prediction], None],
 ) -> list[Prediction]:
-    """Predict files one by one; what is done stays written, whatever happens later.
+    """Predict files; what is done stays written, whatever happens later.
 
     ``scores.csv``, ``scores.json``, ``overlays/*.png`` and, with ``maps``, raw float32
-    ``maps/*.npy`` go to ``out``, under each image's path relative to ``root``.
+    ``maps/*.npy`` go to ``out``, under each image's path relative to the root of the inputs. An
+    image that cannot be read, judged or drawn is a row with its error.
 
     Args:
-        predictor: detector and calibration.
-        paths: image files.
-        root: folder that holds them.
-        out: folder to write to.
+        pipeline: what judges.
+        inputs: the files.
+        out: the folder, opened.
         maps: write raw maps too.
-        each: called with each prediction as it is made, or with the error of a file that could
-            not be read.
+        each: called with each prediction as it is made.
     """
-    out.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
+    kept = set()
+
+    def add(prediction: Prediction) -> None:
+        done.append(prediction)
+        each(prediction)
+
     try:
-        with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(Prediction.__dataclass_fields__))
-            table.writeheader()
-            for path in paths:
-                try:
-                    prediction, image, anomaly_map = predictor.predict(path)
-                except PatchGuardError as error:
-                    each(error)
+        for path, reason in inputs.listing.faults:
+            add(Prediction(printable(path), error=printable(reason)))
+        for batch in _batches(pipeline, inputs.listing.images, out):
+            for source, found in _judged(pipeline, batch):
+                if isinstance(found, Prediction):
+                    kept.add(found)
+                    add(found)
                     continue
-                place = path.relative_to(root)
-                picture = overlay(image, predictor.heat(anomaly_map))
-                _write_picture(out / "overlays" / place, picture)
-                if maps:
-                    _write_map(out / "maps" / place, anomaly_map)
-                table.writerow(asdict(prediction))
-                file.flush()
-                done.append(prediction)
-                each(prediction)
-    finally:
-        rows = json.dumps([asdict(row) for row in done], indent=2)
-        (out / "scores.json").write_text(rows + "\n", encoding="utf-8")
+                prediction = _written(pipeline, source, found, inputs.root, out, maps=maps)
+                out.add(source, prediction)
+                add(prediction)
+        gone = [row for row in out.rows if row not in kept]
+        out.finish([*gone, *done])
+    except BaseException:
+        out.write_rows(done)
+        raise
     return done
 
 
-def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+class _Seen(NamedTuple):
+    """An image as it was read, or what became of it."""
+
+    source: ImageSource
+    outcome: Pixels | Prediction | PatchGuardError
+
+
+class _Judged(NamedTuple):
+    pixels: Pixels
+    judgement: Judgement
+
+
+def _batches(
+    pipeline: Pipeline, paths: Sequence[Path], out: PredictionFolder
+) -> Iterator[list[_Seen]]:
+    batch: list[_Seen] = []
+    size = 0
+    for seen in _seen(pipeline, paths, out):
+        batch.append(seen)
+        if isinstance(seen.outcome, Pixels):
+            size += seen.outcome.values.nbytes
+        if len(batch) == BATCH_SIZE or size > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _seen(pipeline: Pipeline, paths: Sequence[Path], out: PredictionFolder) -> Iterator[_Seen]:
+    for path in paths:
+        if out.holds(path):
+            continue
+        try:
+            sources = pipeline.preprocessor.sources(path)
+        except PatchGuardError as error:
+            yield _Seen(ImageSource(path), error)
+            continue
+        for source in sources:
+            try:
+                yield _Seen(source, out.done(source) or read_pixels(source))
+            except PatchGuardError as error:
+                yield _Seen(source, error)
+
+
+def _judged(
+    pipeline: Pipeline, batch: Sequence[_Seen]
+) -> Iterator[tuple[ImageSource, Prediction | _Judged | PatchGuardError]]:
+    """Verdicts on a batch, in order."""
+    pixels = [seen.outcome for seen in batch if isinstance(seen.outcome, Pixels)]
+    judgements = iter(pipeline(pixels) if pixels else [])
+    for source, outcome in batch:
+        if isinstance(outcome, Pixels):
+            yield source, _Judged(outcome, next(judgements))
+        else:
+            yield source, outcome
+
+
+def _written(
+    pipeline: Pipeline,
+    source: ImageSource,
+    found: _Judged | PatchGuardError,
+    root: Path,
+    out: PredictionFolder,
+    *,
+    maps: bool,
+) -> Prediction:
+    """The row of an image; its pictures are written first."""
+    row = Prediction(printable(source.path), source.part)
+    if isinstance(found, PatchGuardError):
+        return replace(row, error=_reason(found, source))
+    pixels, judgement = found
+    row = replace(
+        row,
+        score=judgement.score,
+        p_value=judgement.p_value,
+        verdict="anomalous" if judgement.anomalous else "normal",
+    )
+    place = absolute(source.path).relative_to(root)
+    anomaly_map = pipeline.preprocessor.back(judgement.anomaly_map, pixels.shape)
+    try:
+        picture = Path(OVERLAYS) / _named(place, source, ".png")
+        shown = overlay(pixels, pipeline, anomaly_map)
+        out.write(picture, lambda path: save_png(path, shown))
+        if maps:
+            out.write(
+                Path(MAPS) / _named(place, source, ".npy"), lambda path: _save(path, anomaly_map)
+            )
+    except PatchGuardError as error:
+        return replace(row, error=printable(str(error)))
+    return replace(row, overlay=printable(picture.as_posix()))
+
+
+def overlay(image: Pixels, pipeline: Pipeline, anomaly_map: FloatArray) -> npt.NDArray[np.uint8]:
+    """The image in grey with the map [H, W] laid over it in colour, [H, W, 3] in 0 to 255.
+
+    Made in bands of rows: an image of 100 megapixels would take gigabytes in floats.
+    """
+    height, width = image.shape
+    picture = np.empty((height, width, 3), np.uint8)
+    for first in range(0, height, _ROWS_AT_ONCE):
+        last = min(first + _ROWS_AT_ONCE, height)
+        heat = pipeline.heat(anomaly_map[first:last])
+        picture[first:last] = eight_bit(blend(image.rows(first, last), heat))
+    return picture
+
+
+def blend(image: FloatArray, heat: FloatArray) -> FloatArray:
     """The image [H, W, 3] in grey, with heat [H, W] in [0, 1] laid over it in colour."""
     grey = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
     colour = np.stack(
         [np.ones_like(heat), np.clip(2 - 2 * heat, 0, 1) * 0.8, np.zeros_like(heat)], axis=-1
     )
     alpha = (0.75 * heat)[..., None]
-    return (grey * (1 - alpha) + colour * alpha).astype(np.float32)
+    blended: FloatArray = (grey * (1 - alpha) + colour * alpha).astype(np.float32)
+    return blended
 
 
-def _write_picture(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_png(path.with_name(path.name + ".png"), image)
+def _named(place: Path, source: ImageSource, suffix: str) -> Path:
+    """The path of an image with a suffix behind, and the page where a file holds several."""
+    page = f".page{source.frame + 1}" if source.part.startswith("page") else ""
+    return place.with_name(short_name(place.name, f"{page}{suffix}"))
 
 
-def _write_map(path: Path, anomaly_map: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path.with_name(path.name + ".npy"), anomaly_map.astype(np.float32), allow_pickle=False)
+def _reason(error: PatchGuardError, source: ImageSource) -> str:
+    told = str(error)
+    for name in (str(source), str(source.path)):
+        told = told.removeprefix(f"{name}: ")
+    return printable(told)
+
+
+def _save(path: Path, anomaly_map: FloatArray) -> None:
+    with path.open("wb") as file:
+        np.save(file, anomaly_map.astype(np.float32), allow_pickle=False)

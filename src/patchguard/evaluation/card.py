@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from patchguard.config import parse_size
-from patchguard.data.folder import GOOD
+from patchguard.data.samples import GOOD
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card_format import (
     SCHEMA,

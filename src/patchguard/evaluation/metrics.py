@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from patchguard.data.folder import GOOD
+from patchguard.data.samples import GOOD
 from patchguard.errors import PatchGuardError
 
 Floats = npt.NDArray[np.floating]

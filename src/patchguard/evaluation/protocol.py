@@ -382,7 +382,7 @@ class _Findings:
             threshold=self.known.threshold,
             twin_auroc=self.known.twin_auroc.get(nearest),
             deployed=self.known.deployed,
-            captured=Captured(self.test.paths) if self.test.paths else None,
+            captured=Captured(self.test.sources) if self.test.sources else None,
             provenance={"seed": self.seed, "intervals": True, **self.known.provenance},
             seed=self.seed,
             effort="full" if self.suite.all_checks else "quick",

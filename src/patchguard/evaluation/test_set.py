@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import AnomalyConfig
-from patchguard.data.folder import Sample
-from patchguard.data.images import read_image, read_mask, resize_image
+from patchguard.data.images import ImageSource, read_image, read_pixels
+from patchguard.data.samples import Sample, defect_mask
 from patchguard.detector import to_tensor
-from patchguard.errors import PatchGuardError
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class TestSet:
         images: [N, 3, S, S] in [0, 1], S the detector's size.
         masks: bool [H, W] at the resolution of the ground truth, or None without ground truth.
         sha256: of the images and masks they were made from, the same for every detector.
-        paths: the files they were read from; empty for images that were made.
+        sources: what they were read from; empty for images that were made.
     """
 
     __test__ = False
@@ -41,7 +39,7 @@ class TestSet:
     images: Tensor
     masks: tuple[np.ndarray, ...] | None
     sha256: str = ""
-    paths: tuple[Path, ...] = ()
+    sources: tuple[ImageSource, ...] = ()
 
     @property
     def labels(self) -> np.ndarray:
@@ -64,7 +62,7 @@ class TestSet:
             images=self.images[chosen],
             masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
             sha256=hashlib.sha256(f"{self.sha256} {chosen}".encode()).hexdigest(),
-            paths=tuple(self.paths[index] for index in chosen) if self.paths else (),
+            sources=tuple(self.sources[index] for index in chosen) if self.sources else (),
         )
 
     def coverage(self) -> Tensor:
@@ -79,36 +77,35 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
     """The test images of a folder, resized to the detector; masks stay as they are.
 
     Raises:
-        PatchGuardError: a mask of an anomalous image is empty.
+        PatchGuardError: as :func:`patchguard.data.samples.defect_mask`.
     """
     images, masks = [], []
-    source = hashlib.sha256()
+    content = hashlib.sha256()
     for sample in samples:
-        for path in filter(None, (sample.path, sample.mask if with_masks else None)):
-            source.update(path.read_bytes())
-        image = read_image(sample.path)
-        images.append(to_tensor(resize_image(image, size)))
+        for source in (sample.source, *(sample.masks if with_masks else ())):
+            content.update(source.path.read_bytes())
+        pixels = read_pixels(sample.source)
+        images.append(to_tensor(pixels.resized(size)))
         if with_masks:
-            empty = np.zeros(image.shape[:2], dtype=bool)
-            masks.append(_defect(sample.mask) if sample.mask else empty)
+            masks.append(defect_mask(sample) if sample.masks else np.zeros(pixels.shape, bool))
     return TestSet(
-        names=tuple(f"{sample.kind}/{sample.path.name}" for sample in samples),
+        names=tuple(sample.name for sample in samples),
         kinds=tuple(sample.kind for sample in samples),
         images=torch.stack(images),
         masks=tuple(masks) if with_masks else None,
-        sha256=source.hexdigest(),
-        paths=tuple(sample.path for sample in samples),
+        sha256=content.hexdigest(),
+        sources=tuple(sample.source for sample in samples),
     )
 
 
 class Captured(Sequence[np.ndarray]):
     """The images [H, W, 3] in [0, 1] of files as they were captured, read when asked for."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = sources
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._sources)
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
@@ -118,15 +115,8 @@ class Captured(Sequence[np.ndarray]):
 
     def __getitem__(self, index: int | slice) -> np.ndarray | Captured:
         if isinstance(index, slice):
-            return Captured(self._paths[index])
-        return read_image(self._paths[index])
-
-
-def _defect(path: Path) -> np.ndarray:
-    mask = read_mask(path)
-    if not mask.any():
-        raise PatchGuardError(f"{path}: the mask marks no pixel; draw the defect or remove it")
-    return mask
+            return Captured(self._sources[index])
+        return read_image(self._sources[index])
 
 
 def pseudo_test_set(

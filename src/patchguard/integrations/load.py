@@ -31,6 +31,8 @@ class Loaded:
         threshold: on its raw scores, from held-out normals; None where there is no calibration.
         sha256: hex digest of the file of weights; of a user's own detector, of the Python file
             followed by its tensors.
+        full_scale: the value that counts as white in images of more than 8 bits; None for the
+            largest that their format holds.
     """
 
     detector: Detector
@@ -39,6 +41,7 @@ class Loaded:
     kind: str
     threshold: float | None
     sha256: str
+    full_scale: float | None = None
 
 
 def load_detector(spec: str, *, trust: bool = False) -> Loaded:
@@ -72,16 +75,17 @@ def _from_path(path: Path, trust: bool) -> Loaded:
 
 
 def _from_run(folder: Path) -> Loaded:
-    from patchguard.deploy.predict import load_calibrated
+    from patchguard.deploy.pipeline import load_pipeline
     from patchguard.models.checkpoint import WEIGHTS
 
-    detector, calibration = load_calibrated(folder)
+    pipeline = load_pipeline(folder, torch.device("cpu"))
     return Loaded(
-        detector,
-        detector.image_size,
+        pipeline.detector,
+        pipeline.preprocessor.image_size,
         name=folder.resolve().name,
         kind="patchguard",
-        threshold=calibration.threshold,
+        threshold=pipeline.calibration.threshold,
+        full_scale=pipeline.preprocessor.full_scale,
         sha256=_digest(folder / WEIGHTS).hexdigest(),
     )
 

@@ -23,6 +23,8 @@ CALIBRATION = "calibration.json"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
 RESUME = Path("training", "resume.ckpt")
+FULL_SCALE = "full_scale"
+"""In the provenance: the value that counts as white in images of more than 8 bits."""
 
 
 def is_begun(folder: Path) -> bool:
@@ -95,6 +97,13 @@ def seal(folder: Path, *names: str) -> None:
     digests = json.loads(path.read_text()) if path.exists() else {}
     digests.update({name: _digest(folder / name) for name in names})
     path.write_text(json.dumps(digests, indent=2) + "\n")
+
+
+def manifest_digest(folder: Path) -> str:
+    """What tells a finished detector, with its calibration, from any other."""
+    digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    parts = [f"{name} {digests.get(name)}" for name in (CONFIG, WEIGHTS, CALIBRATION)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def verify(folder: Path, name: str) -> None:

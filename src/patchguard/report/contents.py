@@ -16,7 +16,7 @@ import numpy.typing as npt
 import yaml
 
 from patchguard.config import parse_size
-from patchguard.data.folder import GOOD
+from patchguard.data.samples import GOOD
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.card import headline_eps

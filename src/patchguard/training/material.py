@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from patchguard.config import DataConfig
-from patchguard.data.folder import ImageFolder, Sample, scan, split_normals
+from patchguard.data.folder import FullScale, ImageFolder, require_labelled, scan
 from patchguard.data.foreground import foreground_masks
-from patchguard.data.images import read_image, resize_image, resize_map
+from patchguard.data.images import read_pixels, resize_map
 from patchguard.data.likeness import suited
+from patchguard.data.samples import Sample
+from patchguard.data.split import split_normals
 from patchguard.errors import PatchGuardError
 
 SMALLEST_CALIBRATION_SHARE = 0.1
@@ -76,6 +79,8 @@ def prepare(
     data: Path,
     config: DataConfig,
     *,
+    full_scale: FullScale = None,
+    groups: str | None = None,
     calibration_images: int,
     seed: int,
     strict: bool,
@@ -86,6 +91,8 @@ def prepare(
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
         config: size, foreground, and what may be done to normals in training.
+        full_scale: see :func:`patchguard.data.folder.scan`.
+        groups: which images belong together: see :func:`patchguard.data.split.grouped`.
         calibration_images: normals wanted for calibration; at least a tenth and at most a third
             of all normals are held out.
         seed: of the split.
@@ -95,9 +102,10 @@ def prepare(
     Raises:
         PatchGuardError: see :func:`patchguard.data.folder.scan`; or fewer than 4 normal images.
     """
-    folder = scan(data, strict=strict)
-    for path, reason in folder.skipped:
-        tell(f"skipped {path}: {reason}")
+    folder = scan(data, strict=strict, full_scale=full_scale, groups=groups)
+    tell_of(folder, tell)
+    if os.path.lexists(data / "test"):
+        require_labelled(folder)
     count = len(folder.train)
     if count < 4:
         raise PatchGuardError(f"{data}: {count} normal images are too few; give at least 4")
@@ -105,9 +113,9 @@ def prepare(
     held_out = min(share, int(LARGEST_CALIBRATION_SHARE * count))
     train, calibration = split_normals(folder.train, held_out, seed)
     # The calibration images must not take part in any choice, not even that of the method.
-    method, masks = foreground_masks([sample.path for sample in train], config.foreground)
+    method, masks = foreground_masks([sample.source for sample in train], config.foreground)
     _, held_masks = foreground_masks(
-        [sample.path for sample in calibration], replace(config.foreground, method=method)
+        [sample.source for sample in calibration], replace(config.foreground, method=method)
     )
     normals = _normals(train, masks, config.image_size)
     return Material(
@@ -120,18 +128,26 @@ def prepare(
     )
 
 
+def tell_of(folder: ImageFolder, tell: Callable[[str], None]) -> None:
+    """Say what was left out of a data set, and what is odd about it."""
+    for path, reason in folder.skipped:
+        tell(f"skipped {path}: {reason}")
+    for remark in folder.remarks:
+        tell(remark)
+
+
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(sample.path.name.encode())
+        digest.update(os.fsencode(sample.path.name))
         digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def _normals(samples: Sequence[Sample], masks: Sequence[np.ndarray], size: int) -> Normals:
     return Normals(
-        names=tuple(sample.path.name for sample in samples),
-        images=tuple(resize_image(read_image(sample.path), size) for sample in samples),
+        names=tuple(sample.source.named(Path(sample.path.name)) for sample in samples),
+        images=tuple(read_pixels(sample.source).resized(size) for sample in samples),
         foregrounds=tuple(
             resize_map(mask.astype(np.float32), (size, size)) > 0.5 for mask in masks
         ),

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from patchguard.data.foreground.shape import clean_mask, otsu_threshold, resize_mask
-from patchguard.data.images import BoolArray, FloatArray, resize_image
+from patchguard.data.images import BoolArray, FloatArray, Pixels
 
 _SIZE = 256
 _RING_WIDTH = 16
@@ -31,8 +31,8 @@ _NOISE_DISTANCE, _SATURATION_DISTANCE = 2.5, 20.0
 _CLOSING_RADIUS, _MARGIN = 4, 1
 
 
-def border_mask(image: FloatArray) -> BoolArray:
-    """Foreground `[H, W]` of an image `[H, W, 3]` in [0, 1]; possibly empty.
+def border_mask(image: Pixels) -> BoolArray:
+    """Foreground `[H, W]` of an image; possibly empty.
 
     Pixels far from a robust model of the border (:func:`border_distance`) by Otsu's threshold,
     closed, holes filled, the largest components kept, and a margin of 0.4 % of the side added.
@@ -43,10 +43,10 @@ def border_mask(image: FloatArray) -> BoolArray:
     mask = clean_mask(far, closing=_CLOSING_RADIUS)
     if mask.any():
         mask = ndimage.distance_transform_edt(~mask) <= _MARGIN
-    return resize_mask(mask, image.shape[:2])
+    return resize_mask(mask, image.shape)
 
 
-def border_distance(image: FloatArray) -> FloatArray:
+def border_distance(image: Pixels) -> FloatArray:
     """Mahalanobis distance of each pixel to a robust model of a ring along the border.
 
     The model is Gaussian in colour and local contrast about a plane over the image (uneven
@@ -56,7 +56,7 @@ def border_distance(image: FloatArray) -> FloatArray:
         `[256, 256]` whatever the image's size; root mean square over features, about 1 on
         background.
     """
-    features = _features(resize_image(image, _SIZE))
+    features = _features(image.resized(_SIZE))
     positions = _positions()
     plane, covariance = _robust_plane(features, positions)
     squared = _squared_distance(features - positions @ plane, covariance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,15 @@ from patchguard.data.foreground.store import (
     save_mask,
     weights_tag,
 )
-from patchguard.data.images import SUFFIXES, BoolArray, FloatArray, read_image, read_mask
+from patchguard.data.images import (
+    SUFFIXES,
+    BoolArray,
+    FloatArray,
+    ImageSource,
+    Pixels,
+    read_mask,
+    read_pixels,
+)
 from patchguard.errors import PatchGuardError
 
 # `auto` takes a set for one object when this share of its images looks like one, and the middle
@@ -36,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def foreground_masks(
-    paths: Sequence[Path], config: ForegroundConfig, *, cache: Path | None = None
+    sources: Sequence[ImageSource], config: ForegroundConfig, *, cache: Path | None = None
 ) -> tuple[ForegroundMethod, list[BoolArray]]:
     """Foreground of every image of a training set.
 
@@ -44,7 +53,7 @@ def foreground_masks(
     nothing is found the whole image counts as foreground; a warning is logged with the count.
 
     Args:
-        paths: image files.
+        sources: images.
         config: the method, and what it needs.
         cache: folder of the kept masks; by default ``$XDG_CACHE_HOME/patchguard/foreground`` or
             ``~/.cache/patchguard/foreground``.
@@ -59,15 +68,15 @@ def foreground_masks(
     store = cache or default_store()
     method = config.method
     if method == "auto":
-        masks = _kept_masks(paths, "border", config, store)
+        masks = _kept_masks(sources, "border", config, store)
         method = _object_or_texture(masks)
         logger.info("foreground: auto chose %s", method)
     elif method == "files":
-        masks = [_given_mask(path, config) for path in paths]
+        masks = [_given_mask(source, config) for source in sources]
     elif method != "full":
-        masks = _kept_masks(paths, method, config, store)
+        masks = _kept_masks(sources, method, config, store)
     if method == "full":
-        return method, [np.ones(read_image(path).shape[:2], bool) for path in paths]
+        return method, [np.ones(read_pixels(source).shape, bool) for source in sources]
     return method, _fill_empty(masks)
 
 
@@ -83,7 +92,7 @@ def foreground_mask(image: FloatArray, config: ForegroundConfig) -> BoolArray:
     method = resolve_method([image], config)
     if method == "full":
         return np.ones(image.shape[:2], bool)
-    mask = _mask_function(method, config)(image)
+    mask = _mask_function(method, config)(Pixels.of(image))
     return mask if mask.any() else ~mask
 
 
@@ -95,22 +104,25 @@ def resolve_method(images: Sequence[FloatArray], config: ForegroundConfig) -> Fo
     """
     if config.method != "auto":
         return config.method
-    return _object_or_texture([border_mask(image) for image in images])
+    return _object_or_texture([border_mask(Pixels.of(image)) for image in images])
 
 
 def _kept_masks(
-    paths: Sequence[Path], method: ForegroundMethod, config: ForegroundConfig, store: Path
+    sources: Sequence[ImageSource],
+    method: ForegroundMethod,
+    config: ForegroundConfig,
+    store: Path,
 ) -> list[BoolArray]:
     """Masks from the store; the missing ones are computed, the network loaded only then."""
     tag = _method_tag(method, config)
-    function: Callable[[FloatArray], BoolArray] | None = None
+    function: Callable[[Pixels], BoolArray] | None = None
     masks = []
-    for path in paths:
-        key = mask_key(path, tag)
+    for source in sources:
+        key = mask_key(source, tag)
         mask = load_mask(store, key)
         if mask is None:
             function = function or _mask_function(method, config)
-            mask = function(read_image(path))
+            mask = function(read_pixels(source))
             save_mask(store, key, mask)
         masks.append(mask)
     return masks
@@ -125,7 +137,7 @@ def _method_tag(method: ForegroundMethod, config: ForegroundConfig) -> str:
 
 def _mask_function(
     method: ForegroundMethod, config: ForegroundConfig
-) -> Callable[[FloatArray], BoolArray]:
+) -> Callable[[Pixels], BoolArray]:
     match method:
         case "border":
             return border_mask
@@ -197,18 +209,18 @@ def _edge_and_centre(mask: BoolArray) -> tuple[BoolArray, BoolArray]:
     return mask[ring], centre
 
 
-def _given_mask(path: Path, config: ForegroundConfig) -> BoolArray:
+def _given_mask(source: ImageSource, config: ForegroundConfig) -> BoolArray:
     if config.masks is None:
         raise PatchGuardError(
             "foreground.method=files needs the folder of the masks: give foreground.masks"
         )
-    mask_path = _find_mask(Path(config.masks), path)
-    mask = read_mask(mask_path)
-    height, width = read_image(path).shape[:2]
+    path = _find_mask(Path(config.masks), source.path)
+    mask = read_mask(replace(source, path=path))
+    height, width = read_pixels(source).shape
     if mask.shape != (height, width):
         raise PatchGuardError(
-            f"{mask_path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels "
-            f"and {path} {width}x{height}; give a mask of the image's size"
+            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels "
+            f"and {source} {width}x{height}; give a mask of the image's size"
         )
     return mask
 

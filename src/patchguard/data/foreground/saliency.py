@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchguard.data.foreground.shape import clean_mask, otsu_threshold, resize_mask
-from patchguard.data.images import BoolArray, FloatArray, resize_image, resize_map
+from patchguard.data.images import BoolArray, FloatArray, Pixels, resize_map
 from patchguard.errors import PatchGuardError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MaskFunction = Callable[[FloatArray], BoolArray]
+MaskFunction = Callable[[Pixels], BoolArray]
 
 GRADCAM_MODEL = "resnet18.a1_in1k"
 ATTENTION_MODEL = "vit_small_patch16_224.dino"
@@ -41,7 +41,7 @@ def gradcam_masks(weights: Path | None) -> MaskFunction:
     """
     model = _load_model(GRADCAM_MODEL, weights)
 
-    def mask(image: FloatArray) -> BoolArray:
+    def mask(image: Pixels) -> BoolArray:
         cam = resize_map(_gradcam(model, _to_batch(image)), (_SIZE, _SIZE))
         return _to_mask(cam > otsu_threshold(cam), image)
 
@@ -64,7 +64,7 @@ def attention_masks(weights: Path | None) -> MaskFunction:
     # The fused kernel never holds the attention matrix that the hook reads.
     model.blocks[-1].attn.fused_attn = False
 
-    def mask(image: FloatArray) -> BoolArray:
+    def mask(image: Pixels) -> BoolArray:
         attention = resize_map(_class_attention(model, _to_batch(image)), (_SIZE, _SIZE))
         return _to_mask(attention >= mass_threshold(attention, _KEPT_ATTENTION), image)
 
@@ -103,11 +103,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _to_batch(image: FloatArray) -> torch.Tensor:
-    """`[H, W, 3]` in [0, 1] to a normalised batch `[1, 3, 224, 224]`."""
+def _to_batch(image: Pixels) -> torch.Tensor:
+    """A normalised batch `[1, 3, 224, 224]`."""
     import torch
 
-    normalised = (resize_image(image, _SIZE) - _IMAGENET_MEAN) / _IMAGENET_STD
+    normalised = (image.resized(_SIZE) - _IMAGENET_MEAN) / _IMAGENET_STD
     return torch.from_numpy(normalised).permute(2, 0, 1)[None]
 
 
@@ -145,5 +145,5 @@ def mass_threshold(values: FloatArray, share: float) -> float:
     return float(descending[np.searchsorted(mass, share * mass[-1])])
 
 
-def _to_mask(salient: BoolArray, image: FloatArray) -> BoolArray:
-    return resize_mask(clean_mask(salient, closing=_CLOSING_RADIUS), image.shape[:2])
+def _to_mask(salient: BoolArray, image: Pixels) -> BoolArray:
+    return resize_mask(clean_mask(salient, closing=_CLOSING_RADIUS), image.shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchguard.data.images import BoolArray
+from patchguard.data.images import BoolArray, ImageSource
 
 # Part of every key: raise it whenever a method, or the reading of images, changes masks.
 _VERSION = 1
@@ -24,9 +24,11 @@ def default_store() -> Path:
     return Path(base) / "patchguard" / "foreground"
 
 
-def mask_key(image_path: Path, method: str) -> str:
+def mask_key(source: ImageSource, method: str) -> str:
     """Name of a stored mask: depends on the image file's bytes and the method with its weights."""
-    content = _digest(image_path)
+    content = _digest(source.path)
+    if source.frame or source.full_scale is not None:
+        content += f"|{source.frame}|{source.full_scale}"
     return hashlib.sha256(f"{_VERSION}|{method}|{content}".encode()).hexdigest()
 
 
