@@ -183,9 +183,13 @@ def test_prediction_is_at_the_resolution_of_the_image(
     assert status == 1
     error = capsys.readouterr().err
     assert "broken.png" in error
-    rows = json.loads((out / "scores.json").read_text())
+    *rows, broken = sorted(
+        json.loads((out / "scores.json").read_text()), key=lambda row: row["verdict"] == "error"
+    )
+    assert Path(broken["image"]).name == "broken.png"
+    assert "damaged or cut short" in broken["error"]
     assert len(rows) == 12
-    assert len((out / "scores.csv").read_text().splitlines()) == 13
+    assert len((out / "scores.csv").read_text().splitlines()) == 14
     with Image.open(out / "overlays/scratch/000.png.png") as picture:
         assert picture.size == (64, 48)
     anomaly_map = np.load(out / "maps/scratch/000.png.npy", allow_pickle=False)

@@ -22,7 +22,6 @@ BoolArray = npt.NDArray[np.bool_]
 SUFFIXES = frozenset(
     (
         ".bmp",
-        ".dib",
         ".gif",
         ".j2k",
         ".jfif",
@@ -80,8 +79,8 @@ _SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC = 254, 258, 262
 _THUMBNAIL_OR_MASK = 0b101
 _WHITE_IS_ZERO = 0
 
-# Large scans are no attack: they are read in bounded memory, and refused at twice this size.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What a decoder thinks of a file is of no use to a user; what is wrong with it is an error here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,235 @@
+"""Predictions on a disk that holds other things, stops and fills up."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import patchguard
+from patchguard import cli
+from patchguard.deploy import outputs, predict
+from patchguard.deploy.outputs import Prediction
+from patchguard.errors import PatchGuardError
+
+
+@pytest.fixture
+def images(tree: Path, tmp_path: Path) -> Path:
+    """Three good and three scratched images."""
+    folder = tmp_path / "images"
+    for kind in ("good", "scratch"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(tree / "test" / kind / f"{number:03}.png", folder / kind)
+    return folder
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files(out: Path) -> set[str]:
+    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return {name for name in found if name != ".lock"}
+
+
+def test_a_second_prediction_is_refused_or_replaces_the_first_whole(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    patchguard.predict(run, images, out=out, maps=True)
+    (out / "notes.txt").write_text("mine")
+    (out / "overlays/mine.png").write_bytes(b"mine")
+    (out / "overlays/good/000.png.png").write_bytes(b"drawn upon")
+    with pytest.raises(PatchGuardError, match="holds finished predictions; add --overwrite"):
+        patchguard.predict(run, images, out=out, maps=True)
+    with pytest.raises(PatchGuardError, match="of other images or with other options"):
+        patchguard.predict(run, images / "scratch", out=out)
+    done = patchguard.predict(run, images / "scratch", out=out, overwrite=True)
+    assert len(done) == len(rows(out)) == 3
+    assert (out / "overlays/good/000.png.png").read_bytes() == b"drawn upon"
+    assert files(out) == {
+        "notes.txt",
+        "overlays/mine.png",
+        "overlays/good/000.png.png",
+        *(f"overlays/{number:03}.png.png" for number in range(3)),
+        "predictions.jsonl",
+        "scores.csv",
+        "scores.json",
+    }
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.json", "overlays", "maps"])
+def test_what_others_put_there_is_not_written_over(
+    run: Path, images: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(PatchGuardError, match="is in the way") as error:
+            patchguard.predict(run, images, out=out, overwrite=overwrite)
+        assert str(error.value).startswith(str(out / name))
+    assert (out / name).read_text() == "mine"
+
+
+def test_a_stopped_prediction_goes_on_from_what_is_done(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, made = tmp_path / "out", []
+    monkeypatch.setattr(predict, "BATCH_SIZE", 1)
+
+    def stop(found: Prediction) -> None:
+        made.append(found)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        patchguard.predict(run, images, out=out, each=stop)
+    assert len(json.loads((out / "scores.json").read_text())) == len(rows(out)) == 4
+    # A kill in the middle of a line.
+    with (out / "predictions.jsonl").open("a") as journal:
+        journal.write('{"row": {"image"')
+    before = {path: path.stat().st_mtime_ns for path in (out / "overlays").rglob("*.png")}
+    drawn = []
+    overlay = predict.overlay
+    monkeypatch.setattr(predict, "overlay", lambda *a: drawn.append(a) or overlay(*a))
+    done = patchguard.predict(run, images, out=out)
+    assert len(drawn) == 2
+    assert [row.image for row in done] == [row["image"] for row in rows(out)]
+    assert len(done) == 6
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    with pytest.raises(PatchGuardError, match="finished"):
+        patchguard.predict(run, images, out=out)
+
+
+def test_a_changed_image_is_judged_again(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, broken = tmp_path / "out", images / "broken.png"
+    broken.write_bytes(b"no image")
+    first = patchguard.predict(run, images, out=out)
+    assert [row.error != "" for row in first].count(True) == 1
+    shutil.copy(images / "scratch/000.png", broken)
+    second = patchguard.predict(run, images, out=out)
+    assert not any(row.error for row in second)
+    assert len(rows(out)) == 7
+
+
+NAMES = [b"=1+1.png", b"a\nb.png", b"\xff\xfe.png", b"-x.png", b"y" * 247 + b".png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_a_row_and_a_picture(
+    run: Path, images: Path, tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copy(images / "good/000.png", images / "good" / os.fsdecode(name))
+    monkeypatch.chdir(images / "good")
+    assert cli.main(["predict", str(run), ".", "--out", str(out), "--maps"]) == 0
+    found = rows(out)
+    assert len(found) == 4
+    assert all(row["image"][0] not in "=+-@\t\r" and "\n" not in row["image"] for row in found)
+    assert len(list((out / "overlays").rglob("*.png"))) == 4
+    assert len(list((out / "maps").rglob("*.npy"))) == 4
+    text = (out / "scores.json").read_text(encoding="utf-8")
+    assert "\\ud" not in text
+    assert len(json.loads(text)) == 4
+
+
+def test_every_page_is_a_row(run: Path, images: Path, tmp_path: Path) -> None:
+    pages = [Image.open(path) for path in sorted((images / "scratch").iterdir())]
+    pages[0].save(images / "pages.tif", save_all=True, append_images=pages[1:])
+    done = patchguard.predict(run, images, out=tmp_path / "out")
+    of_pages = [row for row in done if row.part]
+    assert [row.part for row in of_pages] == [f"page {number} of 3" for number in (1, 2, 3)]
+    alone = [row.score for row in done if "scratch/" in row.image]
+    assert [row.score for row in of_pages] == pytest.approx(alone, abs=1e-5)
+    assert (tmp_path / "out/overlays/pages.tif.page2.png").exists()
+
+
+def test_several_files_and_folders_and_one_that_is_missing(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [str(images / "good/000.png"), str(images / "scratch"), str(images / "missing.png")]
+    status = cli.main(["predict", str(run), *named, str(images / "good/000.png"), "--out", "o"])
+    assert status == 1
+    assert "missing.png: does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_files_that_are_not_read_are_told(
+    run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "notes.txt").write_text("x")
+    (images / "scan.heic").write_bytes(b"x")
+    (images / "gone").symlink_to(images / "nowhere")
+    assert cli.main(["predict", str(run), str(images)]) == 1
+    printed = capsys.readouterr()
+    assert "1 files of other types are not read: notes.txt" in printed.out
+    assert "a kind of file that is not read" in printed.err
+    assert "a link that leads nowhere" in printed.err
+    assert "2 of 8 images could not be" in printed.err
+
+
+def test_a_disk_that_fills_up_names_the_file_and_ends_no_batch(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = predict.save_png
+
+    def full(path: Path, pixels: np.ndarray) -> None:
+        if len(list((tmp_path / "out/overlays").rglob("*.png"))) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, pixels)
+
+    monkeypatch.setattr(predict, "save_png", full)
+    done = patchguard.predict(run, images, out=tmp_path / "out")
+    assert len(done) == 6
+    failed = [row for row in done if row.error]
+    assert len(failed) == 4
+    assert all("No space left" in row.error and ".png.png" in row.error for row in failed)
+    assert all(row.score is not None for row in failed)
+    monkeypatch.undo()
+    assert not any(row.error for row in patchguard.predict(run, images, out=tmp_path / "out"))
+
+
+def test_two_predictions_do_not_share_a_folder(run: Path, images: Path, tmp_path: Path) -> None:
+    def again(_: Prediction) -> None:
+        with pytest.raises(PatchGuardError, match="another patchguard command is writing here"):
+            patchguard.predict(run, images, out=tmp_path / "out")
+
+    patchguard.predict(run, images / "good/000.png", out=tmp_path / "out", each=again)
+
+
+def test_overlays_below_the_inspected_folder_are_not_inspected(run: Path, images: Path) -> None:
+    out = images / "out"
+    patchguard.predict(run, images, out=out)
+    assert len(patchguard.predict(run, images, out=out, overwrite=True)) == 6
+
+
+def test_bands_do_not_show(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patchguard.predict(run, images, out="whole")
+    monkeypatch.setattr(predict, "_ROWS_AT_ONCE", 7)
+    patchguard.predict(run, images, out="bands")
+    for path in Path("whole/overlays").rglob("*.png"):
+        same = Path("bands") / path.relative_to("whole")
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(same)))
+
+
+def test_the_table_is_the_journal(run: Path, images: Path) -> None:
+    patchguard.predict(run, images, out="out")
+    lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    noted = [line["row"] for line in lines if "row" in line]
+    assert noted == json.loads(Path("out/scores.json").read_text())
+    assert lines[-1] == {"finished": True}
+    assert list(rows(Path("out"))[0]) == outputs.COLUMNS
