@@ -13,7 +13,7 @@ import argparse
 import platform
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -23,7 +23,7 @@ import scipy
 
 from patchguard.config import ForegroundConfig
 from patchguard.data.folder import scan
-from patchguard.data.foreground import foreground_masks
+from patchguard.data.foreground import chosen_method, foreground_masks
 from patchguard.data.samples import defect_mask
 from patchguard.errors import PatchGuardError
 
@@ -45,9 +45,10 @@ def measure(data: Path, config: ForegroundConfig) -> tuple[str, list[Coverage], 
         raise PatchGuardError(f"{data}: no test image has a mask; give an MVTec-style tree")
     with TemporaryDirectory() as cache:
         start = process_time()
-        method, masks = foreground_masks(
-            [sample.source for sample in samples], config, cache=Path(cache)
-        )
+        sources = [sample.source for sample in samples]
+        method = chosen_method(sources, config, cache=Path(cache))
+        chosen = replace(config, method=method)
+        masks = list(foreground_masks(sources, chosen, cache=Path(cache)))
         seconds = (process_time() - start) / len(samples)
     coverages = []
     for sample, mask in zip(samples, masks, strict=True):

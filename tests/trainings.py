@@ -15,8 +15,10 @@ def dataset(
     workers: int = 0, seed: int = 0, images: int = 6, variation: VariationConfig | None = None
 ) -> TrainingImages:
     rng = np.random.default_rng(5)
-    pictures = [np.full((32, 32, 3), rng.uniform(0.4, 0.6), np.float32) for _ in range(images)]
-    foregrounds = [np.ones((32, 32), dtype=bool)] * images
+    pictures = np.stack(
+        [np.full((32, 32, 3), rng.uniform(0.4, 0.6), np.float32) for _ in range(images)]
+    )
+    foregrounds = np.ones((images, 32, 32), dtype=bool)
     config = DataConfig(image_size=32, workers=workers, variation=variation or VariationConfig())
     return TrainingImages(pictures, foregrounds, config, seed)
 

@@ -183,9 +183,19 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
 
 def calibrate(detector: PatchGuard, material: Material, false_alarm_rate: float) -> Calibration:
     """The conformal threshold of the held-out normals, for the rate that they can guarantee."""
-    images = np.stack(material.held_out.images).transpose(0, 3, 1, 2)
-    scores = score_images(detector.to(device()), torch.from_numpy(images), 32).scores
+    images = material.held_out.images
+    scores = np.concatenate(
+        [
+            score_images(detector.to(device()), _batch(images[first : first + 32]), 32).scores
+            for first in range(0, len(images), 32)
+        ]
+    )
     return Calibration.from_scores(scores, max(false_alarm_rate, smallest_rate(len(scores))))
+
+
+def _batch(images: np.ndarray) -> torch.Tensor:
+    """[B, 3, S, S] of [B, S, S, 3]."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def tell_of_shortfall(material: Material, false_alarm_rate: float, tell: Tell) -> None:

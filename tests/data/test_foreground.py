@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ import pytest
 from scipy import ndimage
 
 from patchguard.config import ForegroundConfig, ForegroundMethod
-from patchguard.data.foreground import foreground_mask, foreground_masks, masks, resolve_method
+from patchguard.data.foreground import (
+    chosen_method,
+    foreground_mask,
+    foreground_masks,
+    masks,
+    resolve_method,
+)
 from patchguard.data.foreground.saliency import mass_threshold
 from patchguard.data.images import (
     BoolArray,
@@ -64,6 +71,14 @@ def save(folder: Path, images: list[FloatArray]) -> list[ImageSource]:
     for path, image in zip(paths, images, strict=True):
         write_png(path, image)
     return [ImageSource(path) for path in paths]
+
+
+def found_masks(
+    sources: list[ImageSource], config: ForegroundConfig, cache: Path | None = None
+) -> tuple[ForegroundMethod, list[BoolArray]]:
+    method = chosen_method(sources, config, cache=cache)
+    chosen = replace(config, method=method)
+    return method, list(foreground_masks(sources, chosen, cache=cache))
 
 
 @pytest.mark.parametrize("light", [0.0, 0.2])
@@ -160,12 +175,12 @@ def test_auto_tells_object_from_texture(
 def test_auto_decides_once_for_all_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     textures = save(tmp_path / "textures", [noise(rng) for _ in range(4)])
-    method, found = foreground_masks(textures, ForegroundConfig(), cache=tmp_path / "cache")
+    method, found = found_masks(textures, ForegroundConfig(), cache=tmp_path / "cache")
     assert method == "full"
     assert all(mask.all() for mask in found)
 
     objects = save(tmp_path / "objects", [moving_disk(rng) for _ in range(4)])
-    method, found = foreground_masks(objects, ForegroundConfig(), cache=tmp_path / "cache")
+    method, found = found_masks(objects, ForegroundConfig(), cache=tmp_path / "cache")
     assert method == "border"
     assert all(0.1 < mask.mean() < 0.3 for mask in found)
 
@@ -175,7 +190,7 @@ def test_image_without_foreground_counts_whole_and_is_reported(
 ) -> None:
     sources = save(tmp_path / "images", [on_noise(disk()), rgb(np.full((SIZE, SIZE), 0.5))])
     with caplog.at_level(logging.WARNING):
-        _, found = foreground_masks(sources, BORDER, cache=tmp_path / "cache")
+        _, found = found_masks(sources, BORDER, cache=tmp_path / "cache")
     assert not found[0].all()
     assert found[1].all()
     assert "1 of 2 images" in caplog.text
@@ -197,8 +212,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[FloatArray]:
 
 def test_cached_mask_is_not_computed_again(tmp_path: Path, computed: list[FloatArray]) -> None:
     sources = save(tmp_path / "images", [on_noise(disk()), on_noise(disk(60))])
-    first = foreground_masks(sources, BORDER, cache=tmp_path / "cache")
-    second = foreground_masks(sources, BORDER, cache=tmp_path / "cache")
+    first = found_masks(sources, BORDER, cache=tmp_path / "cache")
+    second = found_masks(sources, BORDER, cache=tmp_path / "cache")
     assert len(computed) == 2
     assert all(np.array_equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
@@ -206,15 +221,15 @@ def test_cached_mask_is_not_computed_again(tmp_path: Path, computed: list[FloatA
 def test_cache_follows_content_not_name(tmp_path: Path, computed: list[FloatArray]) -> None:
     (source,) = save(tmp_path / "images", [on_noise(disk())])
     cache = tmp_path / "cache"
-    _, (mask,) = foreground_masks([source], BORDER, cache=cache)
+    _, (mask,) = found_masks([source], BORDER, cache=cache)
 
     renamed = Path(shutil.copy(source.path, tmp_path / "renamed.png"))
-    _, (same,) = foreground_masks([ImageSource(renamed)], BORDER, cache=cache)
+    _, (same,) = found_masks([ImageSource(renamed)], BORDER, cache=cache)
     assert len(computed) == 1
     assert np.array_equal(mask, same)
 
     write_png(source.path, on_noise(disk(50)))
-    _, (other,) = foreground_masks([source], BORDER, cache=cache)
+    _, (other,) = found_masks([source], BORDER, cache=cache)
     assert len(computed) == 2
     assert not np.array_equal(mask, other)
 
@@ -225,11 +240,11 @@ def test_damaged_cache_entry_is_computed_again(
 ) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())])
     cache = tmp_path / "cache"
-    _, (mask,) = foreground_masks(sources, BORDER, cache=cache)
+    _, (mask,) = found_masks(sources, BORDER, cache=cache)
     (entry,) = cache.rglob("*.png")
     entry.write_bytes(entry.read_bytes()[:-40] if damage == b"cut" else damage)
     for _ in range(2):
-        _, (again,) = foreground_masks(sources, BORDER, cache=cache)
+        _, (again,) = found_masks(sources, BORDER, cache=cache)
         assert np.array_equal(mask, again)
     assert len(computed) == 2
 
@@ -238,22 +253,20 @@ def test_default_cache_lies_in_the_user_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    foreground_masks(save(tmp_path / "images", [on_noise(disk())]), BORDER)
+    found_masks(save(tmp_path / "images", [on_noise(disk())]), BORDER)
     assert len(list((tmp_path / "xdg/patchguard/foreground").rglob("*.png"))) == 1
 
 
 def test_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     sources = save(tmp_path / "images", [on_noise(disk())])
-    _, (mask,) = foreground_masks(sources, BORDER, cache=tmp_path / "file" / "cache")
+    _, (mask,) = found_masks(sources, BORDER, cache=tmp_path / "file" / "cache")
     assert overlap(mask, disk()) > 0.9
 
 
 def test_full_is_everything(tmp_path: Path) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())[:150]])
-    method, (mask,) = foreground_masks(
-        sources, ForegroundConfig(method="full"), cache=tmp_path / "c"
-    )
+    method, (mask,) = found_masks(sources, ForegroundConfig(method="full"), cache=tmp_path / "c")
     assert (method, mask.shape, mask.all()) == ("full", (150, SIZE), True)
     assert not (tmp_path / "c").exists()
 
@@ -264,7 +277,7 @@ def test_files_are_found_by_stem_or_with_mask_appended(tmp_path: Path) -> None:
     write_png(tmp_path / "masks/000.png", disk())
     write_png(tmp_path / "masks/001_mask.png", disk(60))
     config = ForegroundConfig(method="files", masks=str(tmp_path / "masks"))
-    method, found = foreground_masks(sources, config)
+    method, found = found_masks(sources, config)
     assert method == "files"
     assert np.array_equal(found[0], disk())
     assert np.array_equal(found[1], disk(60))
@@ -274,7 +287,7 @@ def test_missing_mask_file_names_image_and_folder(tmp_path: Path) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())])
     config = ForegroundConfig(method="files", masks=str(tmp_path / "masks"))
     with pytest.raises(PatchGuardError, match=r"masks: no foreground mask for .*000\.png"):
-        foreground_masks(sources, config)
+        found_masks(sources, config)
 
 
 def test_mask_file_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -283,13 +296,13 @@ def test_mask_file_of_another_size_is_refused(tmp_path: Path) -> None:
     write_png(tmp_path / "masks/000.png", disk()[:, :150])
     config = ForegroundConfig(method="files", masks=str(tmp_path / "masks"))
     with pytest.raises(PatchGuardError, match=r"000\.png: the mask is 150x200 .* 200x200"):
-        foreground_masks(sources, config)
+        found_masks(sources, config)
 
 
 def test_files_without_a_folder_name_the_option(tmp_path: Path) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())])
     with pytest.raises(PatchGuardError, match=r"foreground\.masks"):
-        foreground_masks(sources, ForegroundConfig(method="files"))
+        found_masks(sources, ForegroundConfig(method="files"))
 
 
 @pytest.fixture(scope="module")
@@ -314,11 +327,11 @@ def test_networks_with_local_weights(
 ) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())[:150]])
     config = ForegroundConfig(method=method, weights=str(weight_files[method]))
-    used, (mask,) = foreground_masks(sources, config, cache=tmp_path / "cache")
+    used, (mask,) = found_masks(sources, config, cache=tmp_path / "cache")
     assert used == method
     assert mask.shape == (150, SIZE)
     assert mask.any()
-    _, (again,) = foreground_masks(sources, config, cache=tmp_path / "cache")
+    _, (again,) = found_masks(sources, config, cache=tmp_path / "cache")
     assert np.array_equal(mask, again)
 
 
@@ -334,7 +347,7 @@ def test_weights_of_another_network_are_refused(
     sources = save(tmp_path / "images", [on_noise(disk())])
     config = ForegroundConfig(method="gradcam", weights=str(weight_files["attention"]))
     with pytest.raises(PatchGuardError, match=r"vit\.pth: not a weight file of timm's resnet18"):
-        foreground_masks(sources, config, cache=tmp_path / "cache")
+        found_masks(sources, config, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "attention"])
@@ -342,7 +355,7 @@ def test_missing_weight_file_is_named(tmp_path: Path, method: ForegroundMethod) 
     sources = save(tmp_path / "images", [on_noise(disk())])
     config = ForegroundConfig(method=method, weights=str(tmp_path / "none.pth"))
     with pytest.raises(PatchGuardError, match=r"none\.pth.*foreground\.weights"):
-        foreground_masks(sources, config, cache=tmp_path / "cache")
+        found_masks(sources, config, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "attention"])

@@ -119,8 +119,8 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
 
 def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
     rng = np.random.default_rng(0)
-    images = [rng.random((32, 32, 3), dtype=np.float32) for _ in range(3)]
-    foregrounds = [np.hypot(*(np.mgrid[:32, :32] - 12)) < 8] * 3
+    images = rng.random((3, 32, 32, 3), dtype=np.float32)
+    foregrounds = np.stack([np.hypot(*(np.mgrid[:32, :32] - 12)) < 8] * 3)
     config = DataConfig(image_size=32, flips=[], variation=VARIED)
     varied = TrainingImages(images, foregrounds, config, seed=0)
     item, again, other = varied[Draw(0, 1, 1.0)], varied[Draw(0, 1, 1.0)], varied[Draw(1, 1, 1.0)]
@@ -135,7 +135,7 @@ def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
 def test_images_are_flipped_along_the_named_axis_only(axis: Axis, number: int) -> None:
     image = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
     config = DataConfig(image_size=32, flips=[axis])
-    items = TrainingImages([image], [np.ones((32, 32), dtype=bool)], config, seed=0)
+    items = TrainingImages(image[None], np.ones((1, 32, 32), dtype=bool), config, seed=0)
     seen = set()
     for epoch in range(20):
         item = items[Draw(epoch, 0, 1.0)]
@@ -153,7 +153,7 @@ def test_patches_lie_on_the_moved_foreground() -> None:
     image = np.where(bright[..., None], 0.8, 0.1).astype(np.float32).repeat(3, axis=2)
     moving = VariationConfig(shift=0.25)
     config = DataConfig(image_size=32, flips=[], variation=moving)
-    items = TrainingImages([image], [bright], config, seed=0)
+    items = TrainingImages(image[None], bright[None], config, seed=0)
     for epoch in range(20):
         item = items[Draw(epoch, 0, 1.0)]
         near = torch.nn.functional.max_pool2d(item["normal"][None], 5, 1, 2)[0, 0] > 0.4
@@ -422,8 +422,8 @@ def test_a_block_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
     recipe = load_recipe(name)
     recipe.data.image_size, recipe.data.workers = size, 0
-    images = [np.full((size, size, 3), 0.5, np.float32)] * 4
-    foregrounds = [np.ones((size, size), dtype=bool)] * 4
+    images = np.full((4, size, size, 3), 0.5, np.float32)
+    foregrounds = np.ones((4, size, size), dtype=bool)
     data = TrainingImages(images, foregrounds, recipe.data, seed=0)
     config = replace(recipe.training, steps=2, epochs=None, minutes=None, batch_size=2)
     done = train(data, recipe.model, config, seed=0, folder=tmp_path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from patchguard.config import AXES, DataConfig, VariationConfig
 from patchguard.data.images import resize_image
+from patchguard.data.stack import Stack
 from patchguard.data.variation import vary
 
 MOST_IMAGES = 64
@@ -30,7 +31,7 @@ _LIGHT = ("contrast", "brightness")
 _STRENGTHS = [tenths / 10 for tenths in range(10, 0, -1)]
 
 
-def suited(config: DataConfig, images: Sequence[np.ndarray]) -> DataConfig:
+def suited(config: DataConfig, images: Sequence[np.ndarray] | Stack) -> DataConfig:
     """The settings with those flips, and as much of the variation, as the images leave room for.
 
     A changed image may lie ``config.stray`` times as far (Euclidean, at 64 px) from the nearest
@@ -70,7 +71,7 @@ def suited(config: DataConfig, images: Sequence[np.ndarray]) -> DataConfig:
     return replace(config, flips=flips, variation=variation)
 
 
-def _compared(images: Sequence[np.ndarray]) -> np.ndarray:
+def _compared(images: Sequence[np.ndarray] | Stack) -> np.ndarray:
     """Those of the images that differ, at most 64 from all over them, small: [N, 64, 64, 3]."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).round().astype(int)
     small = [resize_image(images[index], _SIZE) for index in chosen]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from patchguard.errors import PatchGuardError
+from patchguard.files import whole_file
 
 IN_MEMORY = 2**30
 """Bytes up to which an array is held in memory."""
@@ -54,45 +54,43 @@ def default_cache() -> Path:
     return Path(base) / "patchguard" / "images"
 
 
-def kept(name: str, cache: Path) -> MappedArray | None:
-    """The array of that name, where it was made before."""
-    path = cache / f"{name}.npy"
-    return MappedArray(path) if path.is_file() else None
-
-
-@contextmanager
-def filling(
-    name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, cache: Path
-) -> Iterator[list[Stack]]:
-    """A new array to fill, in a list whose one entry is the filled one afterwards.
+def stacked(
+    items: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: npt.DTypeLike, name: str
+) -> Stack:
+    """Arrays of one shape as one, in memory or in a file of the cache.
 
     Args:
-        name: of the file, where the array does not fit into memory.
-        shape: of the array.
+        items: as many as ``shape`` says, read once; not at all where the file is there already.
+        shape: of the result, the number of items first.
         dtype: of its values.
-        cache: folder for the file.
+        name: of the file: has to tell these items from any others.
 
     Raises:
-        PatchGuardError: the disk is too small for it.
+        PatchGuardError: the disk is too small for the file.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size <= IN_MEMORY:
-        yield [np.empty(shape, dtype)]
-        return
-    cache.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache).free
-    if free < size:
-        raise PatchGuardError(
-            f"{cache}: the training images need {size / 2**30:.1f} GB here and {free / 2**30:.1f} "
-            "GB are free; make room, or point XDG_CACHE_HOME to a larger disk"
-        )
-    path, partial = cache / f"{name}.npy", cache / f".{name}.{os.getpid()}.tmp"
-    try:
-        array = np.lib.format.open_memmap(partial, "w+", np.dtype(dtype), shape)
-        found: list[Stack] = [array]
-        yield found
-        array.flush()
-        partial.replace(path)
-        found[0] = MappedArray(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return _filled(np.empty(shape, dtype), items)
+    path = default_cache() / f"{name}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < size:
+            raise PatchGuardError(
+                f"{path.parent}: the training images need {size / 2**30:.1f} GB here and "
+                f"{free / 2**30:.1f} GB are free; make room, or point XDG_CACHE_HOME to a larger "
+                "disk"
+            )
+        with whole_file(path) as partial:
+            array = np.lib.format.open_memmap(partial, "w+", np.dtype(dtype), shape)
+            _filled(array, items).flush()
+    return MappedArray(path)
+
+
+ArrayT = TypeVar("ArrayT", bound=npt.NDArray[Any])
+
+
+def _filled(array: ArrayT, items: Iterable[npt.NDArray[Any]]) -> ArrayT:
+    for place, item in enumerate(items):
+        array[place] = item
+    return array

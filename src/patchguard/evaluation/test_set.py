@@ -16,6 +16,7 @@ from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import AnomalyConfig
 from patchguard.data.images import ImageSource, read_image, read_pixels
 from patchguard.data.samples import Sample, defect_mask
+from patchguard.data.stack import Stack
 from patchguard.detector import to_tensor
 
 
@@ -121,8 +122,8 @@ class Captured(Sequence[np.ndarray]):
 
 def pseudo_test_set(
     names: Sequence[str],
-    images: Sequence[np.ndarray],
-    foregrounds: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | Stack,
+    foregrounds: Sequence[np.ndarray] | Stack,
     config: AnomalyConfig,
     seed: int,
 ) -> TestSet:

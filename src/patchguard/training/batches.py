@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple, TypedDict
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
+from patchguard.data.stack import Stack
 from patchguard.data.variation import changed
 from patchguard.detector import device, to_tensor
 
@@ -47,24 +48,24 @@ class Draw(NamedTuple):
 
 
 class TrainingImages(Dataset[Batch]):
-    """Normal images in memory; an item is made of the seed and its :class:`Draw` alone.
+    """Normal images; an item is made of the seed and its :class:`Draw` alone.
 
     Args:
-        images: float32 [H, W, 3] in [0, 1], all of the detector's size.
-        foregrounds: bool [H, W], one for each image.
+        images: float32 [N, S, S, 3] in [0, 1].
+        foregrounds: bool [N, S, S].
         config: pseudo-anomalies, flips and variation.
         seed: with epoch and index, the source of all of a sample's randomness.
     """
 
     def __init__(
         self,
-        images: Sequence[np.ndarray],
-        foregrounds: Sequence[np.ndarray],
+        images: Stack,
+        foregrounds: Stack,
         config: DataConfig,
         seed: int,
     ) -> None:
-        self.images = np.stack(list(images))
-        self.foregrounds = np.stack(list(foregrounds))
+        self.images = images
+        self.foregrounds = foregrounds
         self.config = config
         self.seed = seed
 

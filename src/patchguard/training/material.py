@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from patchguard.config import DataConfig
+from patchguard.config import DataConfig, ForegroundConfig
 from patchguard.data.folder import FullScale, ImageFolder, require_labelled, scan
-from patchguard.data.foreground import foreground_masks
+from patchguard.data.foreground import chosen_method, foreground_masks
 from patchguard.data.images import read_pixels, resize_map
 from patchguard.data.likeness import suited
 from patchguard.data.samples import Sample
 from patchguard.data.split import split_normals
+from patchguard.data.stack import Stack, stacked
 from patchguard.errors import PatchGuardError
 
 SMALLEST_CALIBRATION_SHARE = 0.1
@@ -29,13 +30,13 @@ class Normals:
 
     Attributes:
         names: file names.
-        images: float32 [S, S, 3] in [0, 1].
-        foregrounds: bool [S, S].
+        images: float32 [N, S, S, 3] in [0, 1].
+        foregrounds: bool [N, S, S].
     """
 
     names: tuple[str, ...]
-    images: tuple[np.ndarray, ...]
-    foregrounds: tuple[np.ndarray, ...]
+    images: Stack
+    foregrounds: Stack
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,13 @@ def prepare(
     held_out = min(share, int(LARGEST_CALIBRATION_SHARE * count))
     train, calibration = split_normals(folder.train, held_out, seed)
     # The calibration images must not take part in any choice, not even that of the method.
-    method, masks = foreground_masks([sample.source for sample in train], config.foreground)
-    _, held_masks = foreground_masks(
-        [sample.source for sample in calibration], replace(config.foreground, method=method)
-    )
-    normals = _normals(train, masks, config.image_size)
+    method = chosen_method([sample.source for sample in train], config.foreground)
+    foreground = replace(config.foreground, method=method)
+    normals = _normals(train, foreground, config.image_size)
     return Material(
         folder,
         normals,
-        _normals(calibration, held_masks, config.image_size),
+        _normals(calibration, foreground, config.image_size),
         method,
         suited(config, normals.images),
         _digest((*train, *calibration)),
@@ -144,11 +143,18 @@ def _digest(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _normals(samples: Sequence[Sample], masks: Sequence[np.ndarray], size: int) -> Normals:
+def _normals(samples: Sequence[Sample], foreground: ForegroundConfig, size: int) -> Normals:
+    sources = [sample.source for sample in samples]
+    decides = f"{_digest(samples)} {[source.full_scale for source in sources]} {foreground} {size}"
+    key = hashlib.sha256(decides.encode()).hexdigest()
+    images = (read_pixels(source).resized(size) for source in sources)
+    masks = (
+        resize_map(mask.astype(np.float32), (size, size)) > 0.5
+        for mask in foreground_masks(sources, foreground)
+    )
+    shape = (len(sources), size, size)
     return Normals(
         names=tuple(sample.source.named(Path(sample.path.name)) for sample in samples),
-        images=tuple(read_pixels(sample.source).resized(size) for sample in samples),
-        foregrounds=tuple(
-            resize_map(mask.astype(np.float32), (size, size)) > 0.5 for mask in masks
-        ),
+        images=stacked(images, (*shape, 3), np.float32, f"{key}.images"),
+        foregrounds=stacked(masks, shape, np.bool_, f"{key}.foregrounds"),
     )

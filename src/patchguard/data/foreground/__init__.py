@@ -5,6 +5,11 @@ with weights from the hub or a local file; ``full`` is everything, for textures;
 given masks; ``auto`` looks at the training images and chooses ``border`` or ``full``.
 """
 
-from patchguard.data.foreground.masks import foreground_mask, foreground_masks, resolve_method
+from patchguard.data.foreground.masks import (
+    chosen_method,
+    foreground_mask,
+    foreground_masks,
+    resolve_method,
+)
 
-__all__ = ["foreground_mask", "foreground_masks", "resolve_method"]
+__all__ = ["chosen_method", "foreground_mask", "foreground_masks", "resolve_method"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,40 +44,48 @@ _LEAST_AREA = 0.002
 logger = logging.getLogger(__name__)
 
 
+def chosen_method(
+    sources: Sequence[ImageSource], config: ForegroundConfig, *, cache: Path | None = None
+) -> ForegroundMethod:
+    """The method that suits a training set: for ``auto``, what :func:`resolve_method` says.
+
+    Raises:
+        PatchGuardError: an image cannot be read.
+    """
+    if config.method != "auto":
+        return config.method
+    masks = _kept_masks(sources, "border", config, cache or default_store())
+    method = _object_or_texture(masks)
+    logger.info("foreground: auto chose %s", method)
+    return method
+
+
 def foreground_masks(
     sources: Sequence[ImageSource], config: ForegroundConfig, *, cache: Path | None = None
-) -> tuple[ForegroundMethod, list[BoolArray]]:
-    """Foreground of every image of a training set.
+) -> Iterator[BoolArray]:
+    """Foreground of every image of a training set, one after the other.
 
     Computed masks are kept in ``cache`` and found again by the content of the image file. Where
     nothing is found the whole image counts as foreground; a warning is logged with the count.
 
     Args:
         sources: images.
-        config: the method, and what it needs.
+        config: the method, which is not ``auto``, and what it needs.
         cache: folder of the kept masks; by default ``$XDG_CACHE_HOME/patchguard/foreground`` or
             ``~/.cache/patchguard/foreground``.
 
     Returns:
-        The method used (never ``auto``) and one mask `[H, W]` per image, at the image's own size.
+        One mask `[H, W]` per image, at the image's own size.
 
     Raises:
         PatchGuardError: an image cannot be read, a given mask is missing or of another size, or
             the weights cannot be had.
     """
-    store = cache or default_store()
-    method = config.method
-    if method == "auto":
-        masks = _kept_masks(sources, "border", config, store)
-        method = _object_or_texture(masks)
-        logger.info("foreground: auto chose %s", method)
-    elif method == "files":
-        masks = [_given_mask(source, config) for source in sources]
-    elif method != "full":
-        masks = _kept_masks(sources, method, config, store)
-    if method == "full":
-        return method, [np.ones(read_pixels(source).shape, bool) for source in sources]
-    return method, _fill_empty(masks)
+    if config.method == "full":
+        return (np.ones(read_pixels(source).shape, bool) for source in sources)
+    if config.method == "files":
+        return _fill_empty(_given_mask(source, config) for source in sources)
+    return _fill_empty(_kept_masks(sources, config.method, config, cache or default_store()))
 
 
 def foreground_mask(image: FloatArray, config: ForegroundConfig) -> BoolArray:
@@ -112,11 +120,10 @@ def _kept_masks(
     method: ForegroundMethod,
     config: ForegroundConfig,
     store: Path,
-) -> list[BoolArray]:
+) -> Iterator[BoolArray]:
     """Masks from the store; the missing ones are computed, the network loaded only then."""
     tag = _method_tag(method, config)
     function: Callable[[Pixels], BoolArray] | None = None
-    masks = []
     for source in sources:
         key = mask_key(source, tag)
         mask = load_mask(store, key)
@@ -124,8 +131,7 @@ def _kept_masks(
             function = function or _mask_function(method, config)
             mask = function(read_pixels(source))
             save_mask(store, key, mask)
-        masks.append(mask)
-    return masks
+        yield mask
 
 
 def _method_tag(method: ForegroundMethod, config: ForegroundConfig) -> str:
@@ -162,19 +168,22 @@ def _weights(config: ForegroundConfig) -> Path | None:
     return weights
 
 
-def _fill_empty(masks: Sequence[BoolArray]) -> list[BoolArray]:
-    empty = sum(not mask.any() for mask in masks)
+def _fill_empty(masks: Iterable[BoolArray]) -> Iterator[BoolArray]:
+    count = empty = 0
+    for mask in masks:
+        count += 1
+        empty += not mask.any()
+        yield mask if mask.any() else ~mask
     if empty:
         logger.warning(
             "no foreground found in %d of %d images: all of each counts as foreground",
             empty,
-            len(masks),
+            count,
         )
-    return [mask if mask.any() else ~mask for mask in masks]
 
 
-def _object_or_texture(masks: Sequence[BoolArray]) -> ForegroundMethod:
-    small = [_at_most_256(mask) for mask in masks]
+def _object_or_texture(masks: Iterable[BoolArray]) -> ForegroundMethod:
+    small = [_at_most_256(mask).copy() for mask in masks]
     objects = np.mean([_looks_like_object(mask) for mask in small]) if small else 0.0
     if objects < _LEAST_OBJECT_SHARE:
         return "full"
