@@ -31,7 +31,7 @@ from patchguard.results.schema import (
     Flag,
     Measured,
     MinimalRadii,
-    Part,
+    Record,
     Result,
     Text,
     ascending,
@@ -40,6 +40,9 @@ from patchguard.results.schema import (
 )
 
 CHANCE = 0.5
+
+CARRIED_OVER = "suite", "test_set", "seed", "attacked_resolution", "versions", "device", "seconds"
+"""Facts of a protocol that a card tells as they are."""
 
 PUBLISHED_STEPS = 1000
 """Of the attack in the published protocol; suites made for minutes give it fewer."""
@@ -53,7 +56,7 @@ def _finite_ends(value: Any) -> Any:
 Share = Annotated[
     Annotated[float, Field(strict=True, ge=0, le=1)] | None, BeforeValidator(finite_or_none)
 ]
-Ends = Annotated[
+FiniteEnds = Annotated[
     tuple[Annotated[float, Field(strict=True)], Annotated[float, Field(strict=True)]] | None,
     BeforeValidator(_finite_ends),
 ]
@@ -61,7 +64,7 @@ Word = Annotated[Text, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
 
 
-class CardDetector(Part):
+class CardDetector(Record):
     """The detector; ``sha256`` of its weights, None where there is no file of weights."""
 
     name: Word
@@ -70,7 +73,7 @@ class CardDetector(Part):
     sha256: Sha256
 
 
-class CardData(Part):
+class CardData(Record):
     """The test images: the name of their folder, their ``sha256``, and how many there are."""
 
     name: Word
@@ -79,14 +82,14 @@ class CardData(Part):
     anomalous: Count
 
 
-class CardThreat(Part):
+class CardThreat(Record):
     """The radii of a norm, ascending."""
 
     norm: Word
     eps: tuple[Word, ...]
 
 
-class CardProtocol(Part):
+class CardProtocol(Record):
     """How the numbers came about.
 
     ``attacks`` that ran, with their settings, and ``skipped`` ones with the reason are by name and
@@ -108,18 +111,18 @@ class CardProtocol(Part):
     seconds: Finite
 
 
-class CardMetrics(Part):
+class CardMetrics(Record):
     """Clean metrics, or those with both classes attacked."""
 
     image_auroc: Share
-    image_auroc_interval: Ends
+    image_auroc_interval: FiniteEnds
     pixel_auroc: Share
-    pixel_auroc_interval: Ends
+    pixel_auroc_interval: FiniteEnds
     pixel_aupro: Share
     tpr: Share
-    tpr_interval: Ends
+    tpr_interval: FiniteEnds
     fpr: Share
-    fpr_interval: Ends
+    fpr_interval: FiniteEnds
 
 
 class CardWorst(CardMetrics, AtRadius):
@@ -131,14 +134,14 @@ class CardWorst(CardMetrics, AtRadius):
     legacy_gap: Finite
 
 
-class EpsAtChance(Part):
+class EpsAtChance(Record):
     """The size of a threat at which the worst image AUROC is 0.5; None if none measured is."""
 
     norm: Word
     eps: Finite
 
 
-class CardMinimalEps(Part):
+class CardMinimalEps(Record):
     """Medians, None where they are infinite; the shares beyond reach tell that apart."""
 
     norm: Word
@@ -151,7 +154,7 @@ class CardMinimalEps(Part):
     never_flipped_anomalies: Share
 
 
-class CardNumbers(Part):
+class CardNumbers(Record):
     """Every number of a card."""
 
     clean: CardMetrics
@@ -160,7 +163,7 @@ class CardNumbers(Part):
     minimal_eps: CardMinimalEps | None
 
 
-class CardChecks(Part):
+class CardChecks(Record):
     """The checks and how many came to which end."""
 
     passed: Count
@@ -179,7 +182,7 @@ class CardChecks(Part):
         return tuple(check for check in self.list if check.status == "FAIL")
 
 
-class Card(Part):
+class Card(Record):
     """``card.json``."""
 
     FORMAT: ClassVar = "patchguard_card"
@@ -331,7 +334,6 @@ def _protocol(result: Result) -> CardProtocol:
     legacy = any(entry.attack == LEGACY for entry in result.attacked)
     apart = {*CardProtocol.model_fields, "data", "images", "kinds"}
     return CardProtocol(
-        suite=protocol.suite,
         threats=tuple(
             CardThreat(norm=norm, eps=tuple(ascending(norm, eps)))
             for norm, eps in protocol.threats.items()
@@ -345,12 +347,7 @@ def _protocol(result: Result) -> CardProtocol:
         },
         legacy_steps=protocol.legacy_steps if legacy else None,
         settings={key: told for key, told in protocol.told().items() if key not in apart},
-        test_set=protocol.test_set,
-        seed=protocol.seed,
-        attacked_resolution=protocol.attacked_resolution,
-        versions=dict(protocol.versions),
-        device=protocol.device,
-        seconds=protocol.seconds,
+        **{name: getattr(protocol, name) for name in CARRIED_OVER},
     )
 
 
@@ -374,18 +371,11 @@ def _numbers(result: Result) -> CardNumbers:
 
 def _measured(values: Measured) -> dict[str, Any]:
     """The fields of :class:`CardMetrics`."""
-    image, pixel, deployed = values.image, values.pixel, values.deployed
-    return {
-        "image_auroc": image.auroc,
-        "image_auroc_interval": image.auroc_interval,
-        "pixel_auroc": pixel and pixel.auroc,
-        "pixel_auroc_interval": pixel and pixel.auroc_interval,
-        "pixel_aupro": pixel and pixel.aupro,
-        "tpr": deployed and deployed.tpr,
-        "tpr_interval": deployed and deployed.tpr_interval,
-        "fpr": deployed and deployed.fpr,
-        "fpr_interval": deployed and deployed.fpr_interval,
-    }
+    parts = values.model_dump()
+    flat = dict(parts["deployed"] or {})
+    for part in ("image", "pixel"):
+        flat |= {f"{part}_{name}": value for name, value in (parts[part] or {}).items()}
+    return {name: flat.get(name) for name in CardMetrics.model_fields}
 
 
 def _at_radius(worst: AttackResult, result: Result) -> CardWorst:
@@ -428,11 +418,7 @@ def _minimal_eps(found: MinimalRadii | None, kinds: Sequence[str]) -> CardMinima
     never = list(map(math.isinf, found.values))
     normal = [kind == GOOD for kind in kinds]
     return CardMinimalEps(
-        norm=found.norm,
-        threshold=found.threshold,
-        median=found.median,
-        median_normals=found.median_normals,
-        median_anomalies=found.median_anomalies,
+        **found.model_dump(exclude={"values"}),
         never_flipped=_share(never),
         never_flipped_normals=_share(list(compress(never, normal))),
         never_flipped_anomalies=_share(list(compress(never, map(not_, normal)))),

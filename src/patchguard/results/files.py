@@ -19,7 +19,7 @@ Content = TypeVar("Content", Result, Card)
 _LOG = logging.getLogger(__name__)
 
 
-def write(content: Result | Card, path: Path) -> Path:
+def write_json(content: Result | Card, path: Path) -> Path:
     """Write a file, whole or not at all; returns its path.
 
     Raises:
@@ -30,13 +30,13 @@ def write(content: Result | Card, path: Path) -> Path:
 
 
 def to_json(content: Result | Card) -> str:
-    """What :func:`write` writes; parts that were not measured are left out."""
+    """What :func:`write_json` writes; parts that were not measured are left out."""
     parts = content.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({content.FORMAT: content.VERSION, **parts}, indent=1, allow_nan=False)
 
 
-def read(kind: type[Content], path: Path) -> Content:
-    """Read what :func:`write` wrote, or an earlier version of it.
+def read_as(kind: type[Content], path: Path) -> Content:
+    """Read what :func:`write_json` wrote, or an earlier version of it.
 
     What this version does not know is left out, and a warning is logged that names it.
 

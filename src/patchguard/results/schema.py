@@ -73,7 +73,7 @@ Number = Annotated[
     PlainSerializer(_json_of, when_used="json"),
 ]
 Numbers = tuple[Number, ...]
-Interval = tuple[Number, Number]
+Ends = tuple[Number, Number]
 Finite = Annotated[Annotated[float, Field(strict=True)] | None, BeforeValidator(finite_or_none)]
 """A finite number; None where there is none."""
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -81,7 +81,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, BeforeValidator(_shown)]
 
 
-class Part(BaseModel):
+class Record(BaseModel):
     """A part of a result, which never changes.
 
     The names that a reader does not know are added to ``unknown`` of the validation's context.
@@ -98,7 +98,7 @@ class Part(BaseModel):
         return content
 
 
-class ImageMetrics(Part):
+class ImageMetrics(Record):
     """How well image scores rank anomalous above normal; each value in [0, 1].
 
     `auroc` counts a tie as half a win, `auroc_conservative` as a loss: a collapsed detector that
@@ -113,10 +113,10 @@ class ImageMetrics(Part):
     ap: Number = math.nan
     f1_max: Number = math.nan
     f1_max_threshold: Number = math.nan
-    auroc_interval: Interval | None = None
+    auroc_interval: Ends | None = None
 
 
-class PixelMetrics(Part):
+class PixelMetrics(Record):
     """How well anomaly maps rank anomalous above normal pixels, pooled over images.
 
     `auroc`, `ap` and `f1_max` are as in `ImageMetrics`. `aupro` is the area under the per-region
@@ -129,17 +129,17 @@ class PixelMetrics(Part):
     ap: Number = math.nan
     f1_max: Number = math.nan
     aupro: Number = math.nan
-    auroc_interval: Interval | None = None
+    auroc_interval: Ends | None = None
     auroc_floor: Number = math.nan
 
 
-class Rates(Part):
+class Rates(Record):
     """The shares of anomalous (`tpr`) and normal (`fpr`) images above the calibrated threshold."""
 
     tpr: Number
     fpr: Number
-    tpr_interval: Interval | None = None
-    fpr_interval: Interval | None = None
+    tpr_interval: Ends | None = None
+    fpr_interval: Ends | None = None
 
     @property
     def fnr(self) -> float:
@@ -147,7 +147,7 @@ class Rates(Part):
         return 1 - self.tpr
 
 
-class Measured(Part):
+class Measured(Record):
     """Metrics by what they judge; None where that was not measured."""
 
     image: ImageMetrics
@@ -155,14 +155,14 @@ class Measured(Part):
     deployed: Rates | None = None
 
 
-class Stress(Measured):
+class StressResult(Measured):
     """Metrics under a natural disturbance of one severity."""
 
     name: Text
     severity: Count
 
 
-class AtRadius(Part):
+class AtRadius(Record):
     """Something at one radius of a threat."""
 
     norm: Text
@@ -210,11 +210,11 @@ class AttackResult(AtRadius):
 
     @property
     def scores_key(self) -> str:
-        """Where ``Scores`` holds the image scores under this attack."""
+        """Where ``ImageScores`` holds the image scores under this attack."""
         return f"{self.attack} {self.norm} {self.eps}"
 
 
-class MinimalRadii(Part):
+class MinimalRadii(Record):
     """The smallest perturbations that bring images across the threshold.
 
     ``values`` `[N]` are infinite where none that was tried did; the medians are nan where unknown.
@@ -228,7 +228,7 @@ class MinimalRadii(Part):
     values: Numbers
 
 
-class Scores(Part, extra="allow"):
+class ImageScores(Record, extra="allow"):
     """Names, kinds and scores of the ``N`` images: clean, and by ``AttackResult.scores_key``."""
 
     names: tuple[Text, ...] = ()
@@ -248,7 +248,7 @@ class Scores(Part, extra="allow"):
         return self.__pydantic_extra__
 
 
-class Check(Part):
+class Check(Record):
     """A check of the evaluation itself, and what came of it.
 
     Attributes:
@@ -268,14 +268,14 @@ class Check(Part):
     meaning: Text
 
 
-class Images(Part):
+class Images(Record):
     """How many images of each class."""
 
     normal: Count
     anomalous: Count
 
 
-class Protocol(Part, extra="allow"):
+class Protocol(Record, extra="allow"):
     """How the numbers came about; facts that a later version adds are kept and shown.
 
     Attributes:
@@ -309,7 +309,7 @@ class Protocol(Part, extra="allow"):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-class Summary(Part):
+class Summary(Record):
     """What an evaluation found, without how.
 
     ``skipped`` says why attacks of the suite were not run; ``unreliable``, that a check failed.
@@ -319,10 +319,10 @@ class Summary(Part):
     attacked: tuple[AttackResult, ...]
     skipped: dict[Text, Text] = {}
     minimal_eps: MinimalRadii | None = None
-    stress: tuple[Stress, ...] = ()
-    scores: Scores
+    stress: tuple[StressResult, ...] = ()
+    scores: ImageScores
     checks: tuple[Check, ...] = ()
-    unreliable: Flag = Field(False, validate_default=True)
+    unreliable: Flag = Field(default=False, validate_default=True)
 
     @field_validator("unreliable")
     @classmethod
@@ -335,6 +335,25 @@ class Summary(Part):
             if result.attack == WORST and result.scores_key not in self.scores.attacked:
                 raise ValueError(f"scores: {result.scores_key} is missing")
         return self
+
+
+class Result(Summary):
+    """``metrics.json``."""
+
+    FORMAT: ClassVar = "patchguard_metrics"
+    VERSION: ClassVar = 2
+
+    protocol: Protocol
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms of the threats; the first is the one of the headline."""
+        return tuple(self.protocol.threats)
+
+    @property
+    def self_test(self) -> bool:
+        """The anomalies were made, not found: nothing here was measured on real defects."""
+        return self.protocol.test_set == SELF_TEST
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -351,53 +370,26 @@ class Summary(Part):
         values = self.scores.attacked[result.scores_key] if result else self.scores.clean
         return np.array(values, dtype=np.float64)
 
-    def under(self, attack: str, norm: str) -> tuple[AttackResult, ...]:
-        """The results of an attack in a norm, by ascending eps.
+    def under(self, attack: str, norm: str | None = None) -> tuple[AttackResult, ...]:
+        """The results of an attack in a norm (the first without one), by ascending eps.
 
         There is no worst case where every attack was skipped: it would be the clean one.
         """
-        in_norm = [result for result in self.attacked if result.norm == norm]
-        if all(result.attack == WORST for result in in_norm):
+        found = [result for result in self.attacked if result.norm == (norm or self.norms[0])]
+        if all(result.attack == WORST for result in found):
             return ()
-        found = (result for result in in_norm if result.attack == attack)
+        found = [result for result in found if result.attack == attack]
         return tuple(sorted(found, key=lambda result: result.radius))
-
-
-class Result(Summary):
-    """``metrics.json``."""
-
-    FORMAT: ClassVar = "patchguard_metrics"
-    VERSION: ClassVar = 2
-
-    protocol: Protocol
-
-    @property
-    def norms(self) -> tuple[str, ...]:
-        """The norms of the threats; the first is the one of the headline."""
-        return tuple(self.protocol.threats)
-
-    def worst(self) -> tuple[AttackResult, ...]:
-        """The worst cases of the first norm, by ascending eps."""
-        return self.under(WORST, self.norms[0])
-
-    def published(self) -> tuple[AttackResult, ...]:
-        """The published attack in the first norm, by ascending eps."""
-        return self.under(LEGACY, self.norms[0])
 
     def headline(self) -> AttackResult | None:
         """The worst case that stands for the first norm; None where nothing attacked."""
-        found = {result.eps: result for result in self.worst()}
+        found = {result.eps: result for result in self.under(WORST)}
         return found[headline_eps(self.norms[0], list(found))] if found else None
 
     def members(self) -> tuple[str, ...]:
         """The attacks of the suite in the first norm, in its order."""
         names = (each.attack for each in self.attacked if each.norm == self.norms[0])
         return tuple(name for name in dict.fromkeys(names) if name != WORST)
-
-    @property
-    def self_test(self) -> bool:
-        """The anomalies were made, not found: nothing here was measured on real defects."""
-        return self.protocol.test_set == SELF_TEST
 
 
 def ascending(norm: str, eps: Sequence[str]) -> list[str]:
