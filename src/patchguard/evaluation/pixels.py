@@ -73,7 +73,7 @@ class PixelCandidates:
         exact, other = self._exact(choice), self._exact(for_overlap)
         return Mixture(
             {
-                **exact.model_dump(),
+                **exact.model_dump(exclude_unset=True),
                 "auroc": min(exact.auroc, auroc),
                 "aupro": min(exact.aupro, other.aupro, aupro),
             },
