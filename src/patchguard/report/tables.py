@@ -203,7 +203,9 @@ def members(metrics: Result, part: str) -> Table:
     values = [
         [metric(_at(metrics.under(name), eps), part, "auroc") for eps in radii] for name in names
     ]
-    winners = headline.winners_of(part) if headline else {}
+    winners = {}
+    if headline:
+        winners = headline.winners if part == "image" else headline.pixel_winners
     shares = ["", *(percent(winners.get(name, 0.0)) for name in names[1:])]
     steps = published_steps(metrics.protocol.legacy_steps)
     labels = [{WORST: "worst case", LEGACY: f"legacy ({steps})"}.get(name, name) for name in names]

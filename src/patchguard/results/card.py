@@ -29,6 +29,7 @@ from patchguard.results.schema import (
     Count,
     Finite,
     Flag,
+    Images,
     Measured,
     MinimalRadii,
     Record,
@@ -73,13 +74,11 @@ class CardDetector(Record):
     sha256: Sha256
 
 
-class CardData(Record):
-    """The test images: the name of their folder, their ``sha256``, and how many there are."""
+class CardData(Images):
+    """The test images: how many there are, the name of their folder, and their ``sha256``."""
 
     name: Word
     sha256: Sha256
-    normal: Count
-    anomalous: Count
 
 
 class CardThreat(Record):
@@ -243,10 +242,9 @@ def robustness_card(
         data: name of the test images.
         sha256: of the test images.
     """
-    images = result.protocol.images
     return Card(
         detector=detector,
-        data=CardData(name=data, sha256=sha256, normal=images.normal, anomalous=images.anomalous),
+        data=CardData(name=data, sha256=sha256, **dict(result.protocol.images)),
         protocol=_protocol(result),
         numbers=_numbers(result),
         checks=_checks(result.checks),

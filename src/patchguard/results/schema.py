@@ -204,10 +204,6 @@ class AttackResult(AtRadius):
     def both(self) -> Measured:
         return self.rows["both"]
 
-    def winners_of(self, part: str) -> dict[str, float]:
-        """Those of ``image`` or ``pixel``."""
-        return self.winners if part == "image" else self.pixel_winners
-
     @property
     def scores_key(self) -> str:
         """Where ``ImageScores`` holds the image scores under this attack."""
