@@ -35,7 +35,8 @@ from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluating import test_set, versions
 from patchguard.evaluation.metrics import auroc_by_kind
-from patchguard.evaluation.protocol import WORST, Surroundings, evaluate_detector
+from patchguard.evaluation.protocol import Surroundings, evaluate_detector
+from patchguard.results.schema import CLEAN, WORST, Summary
 from patchguard.studying import data_names
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material
@@ -185,7 +186,7 @@ def make(run: Run, alone: bool) -> None:
         "device": device().type,
         "versions": versions(),
         **aurocs(found),
-        "scores": found["scores"],
+        "scores": found.scores.model_dump(mode="json"),
     }
     partial = run.file.with_suffix(".partial")
     partial.write_text(json.dumps(kept, indent=1) + "\n")
@@ -202,18 +203,14 @@ def trained_on(material: Material, run: Run) -> Trained:
         )
 
 
-def aurocs(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def aurocs(found: Summary) -> dict[str, dict[str, float]]:
     """Image and pixel AUROC, clean and in the worst case by eps, and image AUROC by kind."""
-    worst = {
-        entry["eps"]: entry["rows"]["both"]
-        for entry in found["attacked"]
-        if entry["attack"] == WORST
-    }
-    figures = {"clean": found["clean"], **worst}
+    worst = {entry.eps: entry.both for entry in found.attacked if entry.attack == WORST}
+    figures = {CLEAN: found.clean, **worst}
     return {
-        "image": {eps: row["image"]["auroc"] for eps, row in figures.items()},
-        "pixel": {eps: row["pixel"]["auroc"] for eps, row in figures.items() if "pixel" in row},
-        "by_kind": auroc_by_kind(found["scores"]["clean"], found["scores"]["kinds"]),
+        "image": {eps: values.image.auroc for eps, values in figures.items()},
+        "pixel": {eps: values.pixel.auroc for eps, values in figures.items() if values.pixel},
+        "by_kind": auroc_by_kind(found.scores.clean, found.scores.kinds),
     }
 
 

@@ -36,6 +36,7 @@ from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
 from patchguard.integrations.anomalib import AnomalibDetector
+from patchguard.results.schema import CLEAN, WORST, Measured, Summary
 
 CNN, VIT = "resnet18", "vit_tiny_patch16_224"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -145,19 +146,19 @@ def seconds_per_pass(detector: AnomalibDetector, test: TestSet) -> float:
     return sorted(times[1:])[ROUNDS // 2]
 
 
-def rows(name: str, summary: dict[str, Any]) -> Iterator[str]:
+def rows(name: str, summary: Summary) -> Iterator[str]:
     """A line for the clean images and one for the worst case at each eps."""
-    yield line(name, "clean", summary["clean"])
-    for entry in summary["attacked"]:
-        if entry["attack"] == "worst":
-            yield line(name, f"worst {entry['norm']} {entry['eps']}", entry["rows"]["both"])
-    failed = [check["id"] for check in summary.get("checks", ()) if check["status"] == "FAIL"]
+    yield line(name, CLEAN, summary.clean)
+    for entry in summary.attacked:
+        if entry.attack == WORST:
+            yield line(name, entry.scores_key, entry.both)
+    failed = [check.id for check in summary.checks if check.status == "FAIL"]
     yield f"{name:<22}checks that fail: {', '.join(failed) or 'none'}"
 
 
-def line(name: str, what: str, metrics: dict[str, Any]) -> str:
-    pixel = f"{metrics['pixel']['auroc']:12.3f}" if "pixel" in metrics else f"{'-':>12}"
-    return f"{name:<22}{what:<22}{metrics['image']['auroc']:12.3f}{pixel}"
+def line(name: str, what: str, measured: Measured) -> str:
+    pixel = f"{measured.pixel.auroc:12.3f}" if measured.pixel else f"{'-':>12}"
+    return f"{name:<22}{what:<22}{measured.image.auroc:12.3f}{pixel}"
 
 
 def main() -> None:
@@ -199,7 +200,8 @@ def main() -> None:
         outcomes[name] = evaluate_detector(detector, test, config).summary
         print("\n".join(rows(name, outcomes[name])), flush=True)
     if arguments.out and outcomes:
-        arguments.out.write_text(json.dumps(outcomes, indent=1) + "\n")
+        content = {name: found.model_dump(mode="json") for name, found in outcomes.items()}
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from patchguard.config import SUITES, EvaluationConfig
 from patchguard.data.folder import scan_test
 from patchguard.evaluation.protocol import Surroundings, evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
-
-LEGACY = "legacy"
+from patchguard.results.schema import LEGACY, WORST
 
 
 def evaluated(
@@ -43,10 +42,10 @@ def evaluated(
             cache=cache,
         ).summary
     return {
-        (entry["attack"], entry["eps"]): {
-            level: entry["rows"]["both"][level]["auroc"] for level in ("image", "pixel")
+        (entry.attack, entry.eps): {
+            level: getattr(entry.both, level).auroc for level in ("image", "pixel")
         }
-        for entry in summary["attacked"]
+        for entry in summary.attacked
     }
 
 
@@ -83,7 +82,7 @@ def main() -> None:
     )
     for eps in threats[0]["eps"]:
         for level in ("image", "pixel"):
-            kinder, found = legacy[LEGACY, eps][level], worst["worst", eps][level]
+            kinder, found = legacy[LEGACY, eps][level], worst[WORST, eps][level]
             print(
                 f"{eps:>6} {level} AUROC   legacy {kinder:.3f}   worst case {found:.3f}   "
                 f"gap {kinder - found:+.3f}"

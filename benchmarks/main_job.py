@@ -10,14 +10,16 @@ those of the whole command: training the detector and its twin, attacks and repo
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import patchguard
 from patchguard import api
+from patchguard.models.checkpoint import METRICS
+from patchguard.results.files import read_as
+from patchguard.results.schema import Measured, Result
 
 
 class Bar(NamedTuple):
@@ -37,26 +39,30 @@ class Bar(NamedTuple):
         return f"{line}   asked {sign} {self.asked:<5}  {'met' if met else 'MISSED'}"
 
 
-def attacked(metrics: dict[str, Any], attack: str, eps: str, level: str) -> float:
+def auroc(measured: Measured, level: str) -> float:
+    return float(getattr(measured, level).auroc)
+
+
+def attacked(metrics: Result, attack: str, eps: str, level: str) -> float:
     """AUROC with both classes attacked."""
-    for entry in metrics["attacked"]:
-        if (entry["attack"], entry["eps"]) == (attack, eps):
-            return float(entry["rows"]["both"][level]["auroc"])
+    for entry in metrics.under(attack):
+        if entry.eps == eps:
+            return auroc(entry.both, level)
     raise KeyError(f"{attack} {eps}")
 
 
-def demo_bars(minutes: float, ours: dict[str, Any], twin: dict[str, Any]) -> Iterator[Bar]:
+def demo_bars(minutes: float, ours: Result, twin: Result) -> Iterator[Bar]:
     yield Bar("minutes", minutes, 10, at_most=True)
-    yield Bar("image AUROC, clean", ours["clean"]["image"]["auroc"], 0.95)
+    yield Bar("image AUROC, clean", auroc(ours.clean, "image"), 0.95)
     yield Bar("image AUROC, worst case 4/255", attacked(ours, "worst", "4/255", "image"), 0.80)
     yield Bar("the same, undefended twin", attacked(twin, "worst", "4/255", "image"), 0.10, True)
-    yield Bar("pixel AUROC, clean", ours["clean"]["pixel"]["auroc"], 0.90)
+    yield Bar("pixel AUROC, clean", auroc(ours.clean, "pixel"), 0.90)
     yield Bar("pixel AUROC, worst case 4/255", attacked(ours, "worst", "4/255", "pixel"), 0.60)
 
 
-def head_ct_bars(minutes: float, ours: dict[str, Any], twin: dict[str, Any]) -> Iterator[Bar]:
+def head_ct_bars(minutes: float, ours: Result, twin: Result) -> Iterator[Bar]:
     yield Bar("minutes", minutes, 30, at_most=True)
-    yield Bar("image AUROC, clean", ours["clean"]["image"]["auroc"], 0.94)
+    yield Bar("image AUROC, clean", auroc(ours.clean, "image"), 0.94)
     yield Bar("image AUROC, worst case 2/255", attacked(ours, "worst", "2/255", "image"), 0.90)
     yield Bar("image AUROC, worst case 4/255", attacked(ours, "worst", "4/255", "image"), 0.84)
     yield Bar("image AUROC, worst case 8/255", attacked(ours, "worst", "8/255", "image"), 0.65)
@@ -80,11 +86,9 @@ def main() -> None:
     else:
         run = patchguard.fit(arguments.data, out=arguments.out, recipe="fast", seed=arguments.seed)
     minutes = (time.monotonic() - began) / 60
-    ours, twin = (
-        json.loads((folder / "metrics.json").read_text()) for folder in (run, run / "twin")
-    )
+    ours, twin = (read_as(Result, folder / METRICS) for folder in (run, run / "twin"))
     bars = demo_bars if arguments.job == "demo" else head_ct_bars
-    print(json.dumps(ours["protocol"], indent=1))
+    print(ours.protocol.model_dump_json(indent=1))
     for bar in bars(minutes, ours, twin):
         print(bar)
 

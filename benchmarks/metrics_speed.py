@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from patchguard.evaluation.metrics import PixelMetrics, pixel_metrics
+from patchguard.evaluation.metrics import pixel_metrics
 
 Maps = list[npt.NDArray[np.float32]]
 Masks = list[npt.NDArray[np.bool_]]
@@ -52,7 +52,7 @@ def make_maps(images: int, size: int, seed: int) -> tuple[Maps, Masks]:
 
 
 def ours(maps: Maps, masks: Masks) -> Metrics:
-    metrics: PixelMetrics = pixel_metrics(maps, masks)
+    metrics = pixel_metrics(maps, masks)
     return {"AUROC": metrics.auroc, "AP": metrics.ap, "AUPRO@0.3": metrics.aupro}
 
 

@@ -27,6 +27,8 @@ from patchguard.config import EvaluationConfig, Recipe, load_recipe
 from patchguard.evaluating import worst_auroc
 from patchguard.models.checkpoint import METRICS, read_config
 from patchguard.models.patchguard import PatchGuard
+from patchguard.results.files import read_as
+from patchguard.results.schema import Result
 
 PAPER = "paper"
 PUBLISHED = {6: 0.005, 9: 0.01, 12: 0.05}
@@ -98,7 +100,7 @@ def trained(
             resume=folder.exists(),
             evaluation=EvaluationConfig(suite=arguments.suite, eps=[arguments.eps]),
         )
-    metrics = json.loads((folder / METRICS).read_text())
+    metrics = read_as(Result, folder / METRICS)
     worst, provenance = worst_auroc(folder), read_config(folder)[1]
     if arguments.eps not in worst:
         raise SystemExit(f"{folder} was evaluated at other radii: choose another OUT")
@@ -107,9 +109,9 @@ def trained(
         seed=seed,
         minutes=provenance["training_seconds"] / 60,
         steps=provenance["training_steps"],
-        auroc=metrics["clean"]["image"]["auroc"],
+        auroc=metrics.clean.image.auroc,
         worst=worst[arguments.eps],
-        failed=[check["id"] for check in metrics["checks"] if check["status"] == "FAIL"],
+        failed=[check.id for check in metrics.failed],
     )
 
 

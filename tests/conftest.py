@@ -1,14 +1,26 @@
 """A small object data set, and one finished run on it that tests share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 import patchguard
 from patchguard.config import EvaluationConfig, Recipe, load_recipe
+from patchguard.models.checkpoint import (
+    CALIBRATION,
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    read_config,
+    save_weights,
+    seal,
+)
+from patchguard.models.patchguard import PatchGuard
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +105,19 @@ def run(
     return patchguard.fit(
         tree, out=out, recipe=tiny_recipe, evaluation=tiny_evaluation, false_alarm_rate=0.2
     )
+
+
+@pytest.fixture
+def run_of_format_1(tmp_path: Path) -> Path:
+    """A finished run with a twin as the first format left it; its weights are made here."""
+    kept = Path(__file__).parent / "fixtures" / "run_format_1"
+    run = Path(shutil.copytree(kept, tmp_path / "old"))
+    for folder in (run, run / "twin"):
+        recipe = read_config(folder)[0].recipe
+        torch.manual_seed(0)
+        save_weights(PatchGuard(recipe.model, recipe.data.image_size), folder)
+        seal(folder, CONFIG, WEIGHTS, CALIBRATION, METRICS)
+    return run
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from patchguard.results.schema import Result
+
 KINDS = ["good"] * 4 + ["scratch"] * 4
 THREATS = {"linf": ["4/255", "1/255"], "l2": ["0.5", "1.5"]}
 LEGACY_AUROC = 0.9714
@@ -56,6 +58,7 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
         "pixel": {**pixel, "auroc": 0.4321},
         "deployed": deployed,
     }
+    clean = {"image": {**image, "auroc_interval": [0.91, 0.99]}, "pixel": pixel}
     scores = [-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0]
     attacked = [_worst(norm, eps, worst) for norm, radii in THREATS.items() for eps in radii]
     attacked += [
@@ -63,16 +66,16 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
         for name, parts in (
             ("apgd score", {"image": {**image, "auroc": auroc + 0.01}}),
             ("apgd dense", {"image": {**image, "auroc": auroc + 0.02}}),
-            ("apgd linear", {"pixel": {**pixel, "auroc": 0.45}}),
+            ("apgd linear", {"image": image, "pixel": {**pixel, "auroc": 0.45}}),
             ("legacy", {"image": image, "pixel": pixel, "deployed": deployed}),
         )
         for eps in THREATS["linf"]
     ]
     attacked += [_entry("apgd score", "l2", eps, worst) for eps in THREATS["l2"]]
     return {
+        Result.FORMAT: Result.VERSION,
         "protocol": protocol(),
-        "clean": {"image": image, "pixel": pixel, "deployed": {"tpr": 1.0, "fpr": 0.0}},
-        "intervals": {"image": {"auroc": [0.91, 0.99]}},
+        "clean": {**clean, "deployed": {"tpr": 1.0, "fpr": 0.0}},
         "attacked": attacked,
         "skipped": {"transfer score": "no detector called 'twin'"},
         "scores": {
@@ -92,7 +95,7 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
             "median": 3 / 255,
             "median_normals": 2 / 255,
             "median_anomalies": 5 / 255,
-            "values": [1 / 255] * 2 + [3 / 255] * 2 + [5 / 255] * 3 + [None],
+            "values": [1 / 255] * 2 + [3 / 255] * 2 + [5 / 255] * 3 + ["inf"],
         },
         "stress": [
             {"name": "blur", "severity": 2, "image": image, "deployed": deployed},
@@ -101,6 +104,12 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
         "checks": checks,
         "unreliable": any(check["status"] == "FAIL" for check in checks),
     }
+
+
+def result_of(content: dict[str, Any]) -> Result:
+    """The content of ``metrics.json`` as it is read."""
+    parts = {name: part for name, part in content.items() if name != Result.FORMAT}
+    return Result.model_validate(parts)
 
 
 def protocol() -> dict[str, Any]:
@@ -129,16 +138,17 @@ def protocol() -> dict[str, Any]:
 
 
 def _worst(norm: str, eps: str, parts: dict[str, Any]) -> dict[str, Any]:
+    found = _entry("worst", norm, eps, parts)
+    more = {
+        "image": {"auroc_interval": [0.8012, 0.9923]},
+        "pixel": {"auroc_interval": [0.4, 0.5], "auroc_floor": 0.2109},
+        "deployed": {"tpr_interval": [0.5, 1.0], "fpr_interval": [0.0, 0.25]},
+    }
+    found["rows"]["both"] = {part: {**parts[part], **more[part]} for part in parts}
     return {
-        **_entry("worst", norm, eps, parts),
-        "intervals": {
-            "image": {"auroc": [0.8012, 0.9923]},
-            "pixel": {"auroc": [0.4, 0.5]},
-            "deployed": {"tpr": [0.5, 1.0], "fpr": [0.0, 0.25]},
-        },
+        **found,
         "winners": {"apgd score": 0.625, "apgd dense": 0.25, "clean": 0.125},
         "pixel_winners": {"apgd linear": 1.0},
-        "floor": {"pixel": {"auroc": 0.2109}},
     }
 
 

@@ -32,7 +32,11 @@ from patchguard.training.material import prepare
 
 
 def metrics(run: Path) -> dict:  # type: ignore[type-arg]
-    return json.loads((run / "metrics.json").read_text())
+    return json.loads((run / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def test_a_run_holds_everything_that_is_promised(run: Path) -> None:

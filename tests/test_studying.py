@@ -18,12 +18,12 @@ import patchguard
 from patchguard import cli, studying
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.evaluation.card_format import SELF_TEST
 from patchguard.models.checkpoint import METRICS, seal
 from patchguard.report import study as report
-from patchguard.report.contents import Metrics
 from patchguard.report.study import StudyRun
 from patchguard.report.tables import Table
+from patchguard.results.files import read_as
+from patchguard.results.schema import SELF_TEST, Result
 from patchguard.studying import Planned
 
 EPS = ("1/255", "4/255")
@@ -61,7 +61,7 @@ def made(
         recipe,
         FitConfig(data=f"data/{data}", seed=seed, recipe=load_recipe("fast")),
         {"device": "cpu, 2 threads", "training_seconds": 120.0},
-        Metrics.read(path),
+        read_as(Result, path),
         test_sha256,
     )
 
@@ -485,7 +485,9 @@ def test_what_is_left_is_estimated_from_the_runs_that_are_done(tmp_path: Path) -
         run.folder.mkdir()
         content = {"training_seconds": 500.0, "settings": asdict(run.settings)}
         (run.folder / "config.yaml").write_text(yaml.safe_dump(content))
-        (run.folder / "metrics.json").write_text('{"protocol": {"seconds": 100.0}}')
+        found = evaluations.metrics(0.5)
+        found["protocol"]["seconds"] = 100.0
+        (run.folder / "metrics.json").write_text(json.dumps(found))
         (run.folder / "report.html").touch()
 
     (failure,) = studying.carry_out(planned(tmp_path, 4), fit, told.append)

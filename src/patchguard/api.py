@@ -156,10 +156,10 @@ def evaluate(
     """
     from patchguard import evaluating
     from patchguard.data.folder import require_labelled, scan_test
-    from patchguard.evaluation.card_format import LABELLED
     from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import load_detector
     from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS
+    from patchguard.results.schema import LABELLED
     from patchguard.training.material import tell_of
 
     config = evaluation or EvaluationConfig()
@@ -215,14 +215,14 @@ def doctor(
     Returns:
         The checks as ``metrics.json`` holds them.
     """
-    import json
+    from patchguard.results.files import read_as
+    from patchguard.results.schema import Result
 
     config = replace(evaluation or EvaluationConfig(), all_checks=True)
     path = evaluate(
         detector, data, out=out, evaluation=config, seed=seed, strict=strict, trust=trust
     )
-    checks: list[dict[str, Any]] = json.loads(path.read_text())["checks"]
-    return checks
+    return [check.model_dump() for check in read_as(Result, path).checks]
 
 
 def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html") -> Path:

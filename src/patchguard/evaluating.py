@@ -17,22 +17,13 @@ import torch
 from patchguard import __version__
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
-from patchguard.attacks.suite import LEGACY, Member, members
+from patchguard.attacks.suite import Member, members
 from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite
 from patchguard.data.folder import ImageFolder
 from patchguard.deploy.pipeline import load_pipeline
 from patchguard.detector import Detector, device
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.evaluation.card import (
-    headline,
-    headline_eps,
-    read_card,
-    robustness_card,
-    write_card,
-)
-from patchguard.evaluation.card_format import LABELLED, SELF_TEST
 from patchguard.evaluation.protocol import (
-    WORST,
     Evaluation,
     Surroundings,
     evaluate_detector,
@@ -44,6 +35,18 @@ from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS, WEIGHTS, load_detector, seal
 from patchguard.report.progress import Watching
+from patchguard.results.card import Card, CardDetector, headline, robustness_card
+from patchguard.results.files import read_as, write_json
+from patchguard.results.schema import (
+    LABELLED,
+    LEGACY,
+    SELF_TEST,
+    WORST,
+    Images,
+    Protocol,
+    Result,
+    headline_eps,
+)
 from patchguard.training.material import Material
 
 Tell = Callable[[str], None]
@@ -192,36 +195,32 @@ def evaluate_into(
             f"interrupted; finished attacks are kept in {folder / CACHE}: give the same command "
             "again to go on (fit: with --resume)"
         ) from None
-    protocol = _protocol(evaluation.test, test_name, config, data, seed)
-    protocol["seconds"] = round(time.monotonic() - began, 1)
-    metrics = {"protocol": protocol, **evaluation.summary}
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    seconds = round(time.monotonic() - began, 1)
+    protocol = _protocol(evaluation.test, test_name, config, data, seed, seconds)
+    result = Result(protocol=protocol, **dict(evaluation.summary))
+    write_json(result, folder / METRICS)
     _write_gallery(folder / "gallery.npz", evaluation, subject.detector)
-    described = {
-        "name": subject.name,
-        "kind": subject.kind,
-        "parameters": sum(weights.numel() for weights in subject.detector.parameters()),
-        "sha256": subject.sha256,
-    }
-    images = {"name": Path(data).resolve().name, "sha256": evaluation.test.sha256}
-    write_card(robustness_card(metrics, detector=described, data=images), folder / CARD)
+    described = CardDetector(
+        name=subject.name,
+        kind=subject.kind,
+        parameters=sum(weights.numel() for weights in subject.detector.parameters()),
+        sha256=subject.sha256,
+    )
+    name, sha256 = Path(data).resolve().name, evaluation.test.sha256
+    write_json(robustness_card(result, detector=described, data=name, sha256=sha256), folder / CARD)
     return evaluation
 
 
 def worst_auroc(folder: Path) -> dict[str, float]:
     """By eps, the worst-case image AUROC of an evaluated detector."""
-    metrics = json.loads((folder / METRICS).read_text())
-    return {
-        entry["eps"]: entry["rows"]["both"]["image"]["auroc"]
-        for entry in metrics["attacked"]
-        if entry["attack"] == WORST and entry["norm"] == "linf"
-    }
+    found = read_as(Result, folder / METRICS).under(WORST, "linf")
+    return {result.eps: result.both.image.auroc for result in found}
 
 
 def outcome(folder: Path) -> str:
     """One line for the terminal."""
-    card = read_card(folder / CARD)
-    return f"{card['detector']['name']}: {headline(card)}"
+    card = read_as(Card, folder / CARD)
+    return f"{card.detector.name}: {headline(card)}"
 
 
 def _probe(found: Loaded, test: TestSet) -> None:
@@ -259,33 +258,33 @@ def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
 
 
 def _protocol(
-    test: TestSet, test_name: str, config: EvaluationConfig, data: str, seed: int
-) -> dict[str, Any]:
+    test: TestSet, test_name: str, config: EvaluationConfig, data: str, seed: int, seconds: float
+) -> Protocol:
     suite = suite_of(config)
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
     anomalous = int(test.labels.sum())
     default = PGD(image_score).steps
-    steps = {"legacy_steps": legacy[0].settings.get("steps", default)} if legacy else {}
-    return {
-        **steps,
-        "suite": _suite_name(config, suite),
-        "test_set": test_name,
-        "data": data,
-        "images": {"normal": len(test.labels) - anomalous, "anomalous": anomalous},
-        "kinds": {kind: test.kinds.count(kind) for kind in sorted(set(test.kinds))},
-        "ground_truth": "none" if test.masks is None else "native resolution, never resized",
-        "threats": {threat.norm: threat.eps for threat in suite.threats},
-        "attacks": {
+    return Protocol(
+        legacy_steps=legacy[0].settings.get("steps", default) if legacy else None,
+        suite=_suite_name(config, suite),
+        test_set=test_name,
+        data=data,
+        images=Images(normal=len(test.labels) - anomalous, anomalous=anomalous),
+        kinds={kind: test.kinds.count(kind) for kind in sorted(set(test.kinds))},
+        ground_truth="none" if test.masks is None else "native resolution, never resized",
+        threats={threat.norm: tuple(threat.eps) for threat in suite.threats},
+        attacks={
             f"{member.name} ({threat.norm})": _told(member)
             for threat in suite.threats
             for member in members(threat)
         },
-        "looks": config.looks,
-        "attacked_resolution": test.images.shape[-1],
-        "seed": seed,
-        "device": device().type,
-        "versions": versions(),
-    }
+        looks=config.looks,
+        attacked_resolution=test.images.shape[-1],
+        seed=seed,
+        device=device().type,
+        versions=versions(),
+        seconds=seconds,
+    )
 
 
 def _suite_name(config: EvaluationConfig, suite: Suite) -> str:

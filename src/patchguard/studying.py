@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,11 +16,12 @@ from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluating import CARD, TWIN
-from patchguard.evaluation.card import read_card
 from patchguard.evaluation.protocol import suite_of
 from patchguard.models.checkpoint import METRICS, is_begun, read_config, verify
-from patchguard.report.contents import Metrics
 from patchguard.report.study import MARK, Failure, StudyRun
+from patchguard.results.card import Card
+from patchguard.results.files import read_as
+from patchguard.results.schema import Result
 
 Tell = Callable[[str], None]
 
@@ -200,8 +201,8 @@ def read(run: Planned) -> StudyRun:
     """
     settings, provenance = read_config(run.folder)
     verify(run.folder, METRICS)
-    metrics = Metrics.read(run.folder / METRICS)
-    digest = read_card(run.folder / CARD)["data"]["sha256"]
+    metrics = read_as(Result, run.folder / METRICS)
+    digest = read_as(Card, run.folder / CARD).data.sha256
     return StudyRun(run.data, run.recipe, settings, provenance, metrics, digest)
 
 
@@ -297,28 +298,20 @@ def _differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> Itera
 
 def _evaluated_otherwise(run: Planned) -> list[str]:
     """How the evaluation of a finished run, which may have been renewed, differs from its plan."""
-    found = _metrics(run.folder)["protocol"]
-    threats = {each.norm: each.eps for each in suite_of(run.settings.evaluation).threats}
+    found = read_as(Result, run.folder / METRICS).protocol
+    threats = {each.norm: tuple(each.eps) for each in suite_of(run.settings.evaluation).threats}
     looks = run.settings.evaluation.looks
     asked = {"seed": run.settings.seed, "threats": threats, "looks": looks}
-    differing = _differences({name: found.get(name) for name in asked}, asked)
+    differing = _differences({name: getattr(found, name) for name in asked}, asked)
     return [f"evaluation {each}" for each in differing]
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PatchGuardError(f"{folder / METRICS} is damaged: evaluate the run again") from error
-    return content
 
 
 def _seconds(run: Planned) -> float:
     """What a finished run took to train and to evaluate, its twin included."""
     folders = [folder for folder in (run.folder, run.folder / TWIN) if (folder / METRICS).exists()]
     training = (read_config(folder)[1].get("training_seconds", 0.0) for folder in folders)
-    evaluation = (_metrics(folder)["protocol"].get("seconds", 0.0) for folder in folders)
-    return float(sum(training) + sum(evaluation))
+    evaluation = (read_as(Result, folder / METRICS).protocol.seconds for folder in folders)
+    return float(sum(training) + sum(filter(math.isfinite, evaluation)))
 
 
 def _estimate(runs: Sequence[Planned], left: Sequence[Planned], took: Mapping[Path, float]) -> str:
@@ -336,9 +329,9 @@ def _estimate(runs: Sequence[Planned], left: Sequence[Planned], took: Mapping[Pa
 def _facts(run: StudyRun) -> dict[str, Any]:
     """What has to be equal, each under a name that says among which runs."""
     protocol = run.metrics.protocol
-    facts = {f"evaluation ({name})": protocol.get(name) for name in COMPARED}
-    facts[f"test set of {run.data}"] = protocol.get("test_set")
-    facts[f"test image counts of {run.data}"] = protocol.get("images")
+    facts = {f"evaluation ({name})": getattr(protocol, name) for name in COMPARED}
+    facts[f"test set of {run.data}"] = protocol.test_set
+    facts[f"test image counts of {run.data}"] = protocol.images
     if not run.metrics.self_test:
         facts[f"test images of {run.data}"] = run.test_sha256
     normals = run.provenance.get("images", {}).get("sha256")

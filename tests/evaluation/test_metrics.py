@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,13 +9,12 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import (
-    ImageMetrics,
-    PixelMetrics,
     auroc_by_kind,
     image_metrics,
     pixel_metrics,
     rates_at,
 )
+from patchguard.results.schema import ImageMetrics, PixelMetrics
 
 Maps = list[np.ndarray]
 
@@ -32,6 +30,10 @@ DRAWS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "beyond the sigmoid, tied": lambda rng, n: rng.normal(40, 1, n).round(1),
     "tiny": lambda rng, n: rng.normal(size=n) * 1e-30,
 }
+
+
+def dumped(metrics: ImageMetrics | PixelMetrics) -> dict[str, float]:
+    return metrics.model_dump(exclude_unset=True)
 
 
 def labelled(draw: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +99,7 @@ def test_closed_forms(scores: list[float], expected: tuple[float, ...]) -> None:
 
 
 def test_one_class_is_nan_where_nothing_can_be_ranked() -> None:
-    without_anomalies = asdict(image_metrics([1.0, 2.0], [False, False]))
+    without_anomalies = dumped(image_metrics([1.0, 2.0], [False, False]))
     assert all(math.isnan(value) for value in without_anomalies.values())
     without_normals = image_metrics([1.0, 2.0], [True, True])
     assert math.isnan(without_normals.auroc) and math.isnan(without_normals.auroc_conservative)
@@ -210,19 +212,21 @@ def test_every_region_counts_the_same_whatever_its_area() -> None:
 def test_pixel_closed_forms() -> None:
     mask = np.zeros((10, 10), dtype=bool)
     mask[:2, :5] = True
-    assert pixel_metrics([mask.astype(float)], [mask]) == PixelMetrics(1.0, 1.0, 1.0, 1.0)
-    assert pixel_metrics([-mask.astype(float)], [mask]) == PixelMetrics(
-        0.0, pytest.approx(0.1), pytest.approx(2 / 11), 0.0
+    assert pixel_metrics([mask.astype(float)], [mask]) == PixelMetrics(
+        auroc=1.0, ap=1.0, f1_max=1.0, aupro=1.0
+    )
+    assert dumped(pixel_metrics([-mask.astype(float)], [mask])) == pytest.approx(
+        {"auroc": 0.0, "ap": 0.1, "f1_max": 2 / 11, "aupro": 0.0}
     )
     # All pixels in one step: overlap = false positive rate, whose mean up to 0.3 is 0.15.
-    assert pixel_metrics([np.zeros((10, 10))], [mask]) == PixelMetrics(
-        0.5, pytest.approx(0.1), pytest.approx(2 / 11), pytest.approx(0.15)
+    assert dumped(pixel_metrics([np.zeros((10, 10))], [mask])) == pytest.approx(
+        {"auroc": 0.5, "ap": 0.1, "f1_max": 2 / 11, "aupro": 0.15}
     )
 
 
 def test_pixel_metrics_without_anomalies_or_without_normals() -> None:
     maps = [np.arange(12.0).reshape(3, 4)]
-    assert all(math.isnan(v) for v in asdict(pixel_metrics(maps, [np.zeros((3, 4))])).values())
+    assert all(math.isnan(v) for v in dumped(pixel_metrics(maps, [np.zeros((3, 4))])).values())
     full = pixel_metrics(maps, [np.ones((3, 4))])
     assert math.isnan(full.auroc) and math.isnan(full.aupro)
     assert (full.ap, full.f1_max) == (1.0, 1.0)
@@ -250,7 +254,7 @@ def test_invariant_under_strictly_increasing_maps(
     assert np.unique(flat(squashed)).size == np.unique(flat(maps)).size
     assert pixel_metrics(squashed, masks) == pixel_metrics(maps, masks)
     ours, same = (image_metrics(flat(m), flat(masks)) for m in (maps, squashed))
-    assert asdict(same) | {"f1_max_threshold": 0} == asdict(ours) | {"f1_max_threshold": 0}
+    assert dumped(same) | {"f1_max_threshold": 0} == dumped(ours) | {"f1_max_threshold": 0}
 
 
 @pytest.mark.parametrize("draw", ["continuous", "integers"])
@@ -260,7 +264,7 @@ def test_invariant_under_permutations(draw: str) -> None:
     assert image_metrics(scores[order], labels[order]) == image_metrics(scores, labels)
     maps, masks = random_maps(draw, 12)
     backwards = pixel_metrics(maps[::-1], masks[::-1])
-    assert asdict(backwards) == pytest.approx(asdict(pixel_metrics(maps, masks)), abs=1e-12)
+    assert dumped(backwards) == pytest.approx(dumped(pixel_metrics(maps, masks)), abs=1e-12)
 
 
 def test_swapping_classes_and_signs_keeps_auroc() -> None:
@@ -270,7 +274,7 @@ def test_swapping_classes_and_signs_keeps_auroc() -> None:
 
 def test_metrics_are_plain_floats() -> None:
     maps, masks = random_maps("float32", 14)
-    values = asdict(pixel_metrics(maps, masks)) | asdict(image_metrics(flat(maps), flat(masks)))
+    values = dumped(pixel_metrics(maps, masks)) | dumped(image_metrics(flat(maps), flat(masks)))
     assert {type(value) for value in values.values()} == {float}
     assert isinstance(image_metrics([0.0, 1.0], [0, 1]), ImageMetrics)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from evaluations import CHECKS, FAILED, metrics
+from evaluations import CHECKS, FAILED, metrics, result_of
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.card import read_card, robustness_card, write_card
-from patchguard.evaluation.card_format import LABELLED, SELF_TEST
 from patchguard.report.leaderboard import render_leaderboard
+from patchguard.results.card import Card, CardDetector, robustness_card
+from patchguard.results.files import read_as, write_json
+from patchguard.results.schema import LABELLED, SELF_TEST
 
 
 def write(
@@ -44,11 +45,12 @@ def write(
             both = entry["rows"]["both"]
             entry["rows"] = {"both": {**both, "image": {"auroc": at_eps["small"]}}}
     card = robustness_card(
-        content,
-        detector={"name": name, "kind": "callable", "parameters": 1_230_000, "sha256": None},
-        data={"name": data, "sha256": sha256},
+        result_of(content),
+        detector=CardDetector(name=name, kind="callable", parameters=1_230_000, sha256=None),
+        data=data,
+        sha256=sha256,
     )
-    return write_card(card, folder / f"{name.strip('<>')}-{data}-{suite}-{sha256[:2]}.json")
+    return write_json(card, folder / f"{name.strip('<>')}-{data}-{suite}-{sha256[:2]}.json")
 
 
 class Tables(HTMLParser):
@@ -171,9 +173,12 @@ def test_resolutions_share_a_table_only_for_linf(tmp_path: Path) -> None:
 
 def test_a_median_beyond_every_eps_is_never(tmp_path: Path) -> None:
     path = write(tmp_path, "it", 0.4)
-    card = read_card(path)
-    card["numbers"]["minimal_eps"] |= {"median": None, "never_flipped": 0.75}
-    row = cells(rendered(write_card(card, path)), SCREW)
+    card = read_as(Card, path)
+    assert card.numbers.minimal_eps
+    found = card.numbers.minimal_eps.model_copy(update={"median": None, "never_flipped": 0.75})
+    numbers = card.numbers.model_copy(update={"minimal_eps": found})
+    write_json(card.model_copy(update={"numbers": numbers}), path)
+    row = cells(rendered(path), SCREW)
     assert row["median minimal eps"] == "never 75.0 % never"
 
 
@@ -226,5 +231,7 @@ def test_it_needs_cards(tmp_path: Path) -> None:
     with pytest.raises(PatchGuardError, match="no cards"):
         render_leaderboard([], tmp_path / "board.html")
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(PatchGuardError, match=r"metrics\.json: patchguard_card is missing"):
+    with pytest.raises(
+        PatchGuardError, match=r"metrics\.json is damaged: patchguard_card is missing"
+    ):
         render_leaderboard([tmp_path / "metrics.json"], tmp_path / "board.html")

@@ -25,16 +25,17 @@ from evaluations import CHECKS, FAILED, THREATS, metrics, protocol
 from patchguard.config import load_recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.card_format import SELF_TEST
-from patchguard.report.contents import Metrics, training_curves
+from patchguard.report.contents import training_curves
 from patchguard.report.pictures import LARGEST_SIDE, ColourScale, magnification, perturbation
 from patchguard.report.render import render_report
 from patchguard.report.wording import verdict
+from patchguard.results.files import read_as
+from patchguard.results.schema import SELF_TEST, Result
 
 SIZE = 16
 NAMES = ["good/<b>&0.png", "scratch/1.png"]
 MEASURED = {
-    "intervals": "0.910 to 0.990",
+    "auroc_interval": "0.910 to 0.990",
     "skipped": "Not run: transfer score",
     "minimal_eps": "How small a perturbation",
     "stress": "Without an attacker",
@@ -229,7 +230,7 @@ def test_the_headline_compares_clean_attacked_and_the_twin(text: str) -> None:
 )
 def test_the_verdict_follows_the_numbers(judged: Path, auroc: float, said: str) -> None:
     write_detector(judged, auroc)
-    assert said in verdict(Metrics.read(judged / "metrics.json"), None).title
+    assert said in verdict(read_as(Result, judged / "metrics.json"), None).title
 
 
 def test_metrics_appear_with_three_decimals_and_rates_in_percent(text: str) -> None:
@@ -393,11 +394,13 @@ def test_a_failed_check_raises_the_alarm_on_top(judged: Path) -> None:
     assert 'class="verdict unknown"' in page
 
 
-@pytest.mark.parametrize("kept", [("intervals", "stress", "checks"), ("skipped", "minimal_eps")])
+@pytest.mark.parametrize(
+    "kept", [("auroc_interval", "stress", "checks"), ("skipped", "minimal_eps")]
+)
 def test_parts_that_were_not_measured_are_left_out(judged: Path, kept: tuple[str, ...]) -> None:
     content = metrics(0.9)
     for part in {*MEASURED, "unreliable"} - {*kept}:
-        del content[part]
+        del (content["clean"]["image"] if part == "auroc_interval" else content)[part]
     (judged / "metrics.json").write_text(json.dumps(content))
     text = words(rendered(judged))
     assert {part for part, shown in MEASURED.items() if shown in text} == {*kept}
@@ -414,7 +417,7 @@ def test_an_evaluation_of_nothing_but_image_auroc_has_a_report(judged: Path) -> 
         for entry in content["attacked"]
         if entry["attack"] in ("worst", "apgd score")
     ]
-    content = {key: content[key] for key in ("protocol", "scores")}
+    content = {key: content[key] for key in ("patchguard_metrics", "protocol", "scores")}
     content |= {"clean": {"image": {"auroc": 0.95}}, "attacked": attacked}
     (judged / "metrics.json").write_text(json.dumps(content))
     text = words(rendered(judged))
@@ -508,8 +511,6 @@ def test_without_ground_truth_there_is_no_localization(judged: Path) -> None:
     del content["clean"]["pixel"]
     for entry in content["attacked"]:
         entry["rows"]["both"].pop("pixel", None)
-        entry.pop("floor", None)
-        entry.pop("intervals", None)
     alter_metrics(judged, clean=content["clean"], attacked=content["attacked"])
     write_gallery(judged, has_truth=False)
     text = words(rendered(judged))

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from patchguard.data.samples import GOOD
 from patchguard.errors import PatchGuardError
+from patchguard.results.schema import ImageMetrics, PixelMetrics
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
@@ -24,40 +25,6 @@ Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
-
-
-@dataclass(frozen=True)
-class ImageMetrics:
-    """How well image scores rank anomalous above normal; each value in [0, 1].
-
-    `auroc` counts a tie as half a win, `auroc_conservative` as a loss: a collapsed detector that
-    gives every image the same score has 0.5 and 0. `ap` is the step-wise average precision.
-    `f1_max` is an oracle, since its threshold is chosen on the labels; verdicts
-    `score > f1_max_threshold` reach it.
-    AUROC is nan when a class is absent, the others when no image is anomalous.
-    """
-
-    auroc: float
-    auroc_conservative: float
-    ap: float
-    f1_max: float
-    f1_max_threshold: float
-
-
-@dataclass(frozen=True)
-class PixelMetrics:
-    """How well anomaly maps rank anomalous above normal pixels, pooled over images.
-
-    `auroc`, `ap` and `f1_max` are as in `ImageMetrics`. `aupro` is the area under the per-region
-    overlap curve up to the false-positive-rate limit, divided by that limit (Bergmann et al.,
-    IJCV 2021). AUROC and AUPRO are nan when a class is absent, the others when no pixel is
-    anomalous.
-    """
-
-    auroc: float
-    ap: float
-    f1_max: float
-    aupro: float
 
 
 @dataclass(frozen=True)

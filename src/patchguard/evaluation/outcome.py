@@ -10,9 +10,6 @@ from torch import Tensor
 
 from patchguard.evaluation.histograms import PixelHistograms
 
-CLEAN = "clean"
-"""The name of no attack at all."""
-
 
 @dataclass(frozen=True)
 class Scored:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -14,10 +13,11 @@ from patchguard.evaluation.histograms import (
     pixelwise_floor,
     select,
 )
-from patchguard.evaluation.metrics import PixelMetrics, pixel_metrics
-from patchguard.evaluation.outcome import CLEAN, Attacked, Mixture, Scored
+from patchguard.evaluation.metrics import pixel_metrics
+from patchguard.evaluation.outcome import Attacked, Mixture, Scored
 from patchguard.evaluation.test_set import TestSet
 from patchguard.evaluation.worst_case import Metric, worst_selection
+from patchguard.results.schema import CLEAN, PixelMetrics
 
 ROWS = {"both": (True, True), "anomalies": (True, False), "normals": (False, True)}
 """Which classes of the test set are attacked: (anomalous, normal)."""
@@ -73,7 +73,7 @@ class PixelCandidates:
         exact, other = self._exact(choice), self._exact(for_overlap)
         return Mixture(
             {
-                **asdict(exact),
+                **exact.model_dump(exclude_unset=True),
                 "auroc": min(exact.auroc, auroc),
                 "aupro": min(exact.aupro, other.aupro, aupro),
             },

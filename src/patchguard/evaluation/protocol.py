@@ -21,7 +21,7 @@ from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.suite import LEGACY, build, members
+from patchguard.attacks.suite import build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
 from patchguard.detector import Detector, device_of
 from patchguard.errors import PatchGuardError
@@ -31,8 +31,7 @@ from patchguard.evaluation.bootstrap import (
     rate_intervals,
 )
 from patchguard.evaluation.campaign import Campaign
-from patchguard.evaluation.card import HEADLINE_EPS, headline_eps
-from patchguard.evaluation.checks import Check, CheckContext, run_checks
+from patchguard.evaluation.checks import CheckContext, run_checks
 from patchguard.evaluation.metrics import image_metrics, rates_at
 from patchguard.evaluation.outcome import Scored, Worst
 from patchguard.evaluation.pixels import ROWS, metrics_of
@@ -41,8 +40,22 @@ from patchguard.evaluation.store import Store, code_digest, detector_digest, dig
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
+from patchguard.results.schema import (
+    HEADLINE_EPS,
+    LEGACY,
+    WORST,
+    AttackResult,
+    Check,
+    ImageScores,
+    Measured,
+    MinimalRadii,
+    PixelMetrics,
+    Rates,
+    StressResult,
+    Summary,
+    headline_eps,
+)
 
-WORST = "worst"
 SEVERITIES = (1, 3, 5)
 
 
@@ -72,9 +85,9 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome: ``summary`` is what ``metrics.json`` holds; the rest is for pictures."""
+    """The outcome: ``summary`` goes into ``metrics.json``; the rest is for pictures."""
 
-    summary: dict[str, Any]
+    summary: Summary
     test: TestSet
     clean: Scored
     worst: tuple[Worst, ...]
@@ -223,21 +236,19 @@ class _Findings:
         """The worst case of each threat at each radius."""
         return tuple(worst for result in self.results for worst in result.worst)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """What ``metrics.json`` holds besides the protocol."""
-        summary: dict[str, Any] = {
-            "clean": self._metrics(self.clean),
-            "intervals": self._intervals(self.clean.scores),
-            "attacked": [entry for result in self.results for entry in self._entries(result)],
-            "skipped": {name: why for found in self.results for name, why in found.skipped.items()},
-            "minimal_eps": self._minimal_eps(),
-            "stress": [entry for name in self.suite.stress for entry in self._stress(name)],
-            "scores": self._scores(),
-        }
-        checks = self._checks() if self.known.checks else []
-        summary["checks"] = [asdict(check) for check in checks]
-        summary["unreliable"] = any(check.status == "FAIL" for check in checks)
-        return {name: value for name, value in summary.items() if value not in (None, {}, [])}
+        return Summary(
+            clean=self._measured(
+                self.clean.scores, "both", self._pixels(self.clean), intervals=True
+            ),
+            attacked=tuple(entry for result in self.results for entry in self._entries(result)),
+            skipped={name: why for found in self.results for name, why in found.skipped.items()},
+            minimal_eps=self._minimal_eps(),
+            stress=tuple(entry for name in self.suite.stress for entry in self._stress(name)),
+            scores=self._scores(),
+            checks=tuple(self._checks()) if self.known.checks else (),
+        )
 
     def _attack(self, threat: ThreatConfig) -> ThreatResult:
         def advance(done: float) -> None:
@@ -245,61 +256,66 @@ class _Findings:
 
         return run_threat(self.campaign, threat, advance)
 
-    def _entries(self, result: ThreatResult) -> Iterator[dict[str, Any]]:
+    def _entries(self, result: ThreatResult) -> Iterator[AttackResult]:
         yield from map(self._worst_entry, result.worst)
         for entry in result.attacked:
-            rows = {row: self._image_row(entry.scored.scores, row) for row in ROWS}
-            if entry.pixel:
-                rows["both"]["pixel"] = dict(entry.pixel)
-            yield {"attack": entry.attack, "norm": entry.norm, "eps": entry.eps, "rows": rows}
+            pixel = PixelMetrics.model_validate(entry.pixel) if entry.pixel else None
+            yield AttackResult(
+                attack=entry.attack,
+                norm=entry.norm,
+                eps=entry.eps,
+                rows={
+                    row: self._measured(entry.scored.scores, row, pixel if row == "both" else None)
+                    for row in ROWS
+                },
+            )
 
-    def _worst_entry(self, worst: Worst) -> dict[str, Any]:
-        rows = {row: self._image_row(worst.scores, row) for row in ROWS}
-        intervals = self._intervals(worst.scores)
-        entry: dict[str, Any] = {
-            "attack": WORST,
-            "norm": worst.norm,
-            "eps": worst.eps,
-            "rows": rows,
-            "intervals": intervals,
-            "winners": _shares(worst.winners),
+    def _worst_entry(self, worst: Worst) -> AttackResult:
+        pixel = {
+            row: PixelMetrics.model_validate(found.pixel) for row, found in worst.mixtures.items()
         }
-        if worst.floor is not None:
-            for row in ROWS:
-                rows[row]["pixel"] = dict(worst.mixtures[row].pixel)
-            mixture = worst.mixtures["both"]
-            found = pixel_auroc_interval(mixture.histograms, self.test.labels, seed=self.seed)
-            intervals["pixel"] = {"auroc": list(found)}
-            entry["floor"] = {"pixel": {"auroc": worst.floor}}
-            entry["pixel_winners"] = _shares(mixture.attacks)
-        return entry
+        both = worst.mixtures.get("both")
+        if both:
+            ends = pixel_auroc_interval(both.histograms, self.test.labels, seed=self.seed)
+            found = {"auroc_interval": tuple(ends), "auroc_floor": worst.floor}
+            pixel["both"] = pixel["both"].model_copy(update=found)
+        return AttackResult(
+            attack=WORST,
+            norm=worst.norm,
+            eps=worst.eps,
+            rows={
+                row: self._measured(worst.scores, row, pixel.get(row), intervals=row == "both")
+                for row in ROWS
+            },
+            winners=_shares(worst.winners),
+            pixel_winners=_shares(both.attacks) if both else {},
+        )
 
-    def _metrics(self, scored: Scored) -> dict[str, Any]:
-        metrics = self._image_row(scored.scores, "both")
-        if self.test.masks is not None:
-            metrics["pixel"] = asdict(metrics_of(scored.maps, self.test.masks))
-        return metrics
-
-    def _image_row(self, attacked: np.ndarray, row: str) -> dict[str, Any]:
+    def _measured(
+        self,
+        attacked: np.ndarray,
+        row: str,
+        pixel: PixelMetrics | None,
+        *,
+        intervals: bool = False,
+    ) -> Measured:
         """Image metrics, and the rates at the threshold, with one class attacked or both."""
-        chosen = np.where(self.test.labels, *ROWS[row])
-        scores = np.where(chosen, attacked, self.clean.scores)
-        metrics = {"image": asdict(image_metrics(scores, self.test.labels))}
-        if self.known.threshold is not None:
-            tpr, fpr = rates_at(scores, self.test.labels, self.known.threshold)
-            metrics["deployed"] = {"tpr": tpr, "fpr": fpr}
-        return metrics
-
-    def _intervals(self, scores: np.ndarray) -> dict[str, dict[str, list[float]]]:
         labels, threshold = self.test.labels, self.known.threshold
-        found: dict[str, dict[str, list[float]]] = {}
-        found["image"] = {"auroc": list(image_auroc_interval(scores, labels, seed=self.seed))}
+        scores = np.where(np.where(labels, *ROWS[row]), attacked, self.clean.scores)
+        image, deployed = image_metrics(scores, labels), None
+        if intervals:
+            ends = image_auroc_interval(scores, labels, seed=self.seed)
+            image = image.model_copy(update={"auroc_interval": tuple(ends)})
         if threshold is not None:
-            tpr, fpr = rate_intervals(scores, labels, threshold)
-            found["deployed"] = {"tpr": list(tpr), "fpr": list(fpr)}
-        return found
+            tpr, fpr = rates_at(scores, labels, threshold)
+            bounds = rate_intervals(scores, labels, threshold) if intervals else (None, None)
+            deployed = Rates(tpr=tpr, fpr=fpr, tpr_interval=bounds[0], fpr_interval=bounds[1])
+        return Measured(image=image, pixel=pixel, deployed=deployed)
 
-    def _minimal_eps(self) -> dict[str, Any] | None:
+    def _pixels(self, scored: Scored) -> PixelMetrics | None:
+        return None if self.test.masks is None else metrics_of(scored.maps, self.test.masks)
+
+    def _minimal_eps(self) -> MinimalRadii | None:
         """The smallest eps known to carry each image over the threshold, in the first threat."""
         threat, settings = self.suite.threats[0], self.suite.minimal_eps
         if settings is None or self.known.threshold is None or threat.norm not in BALLS:
@@ -313,14 +329,14 @@ class _Findings:
         for worst, size in zip(self.results[0].worst, threat.sizes, strict=True):
             over = (worst.scores.astype(np.float64) > self.known.threshold) != labels
             found = np.where(over, np.minimum(found, size), found)
-        return {
-            "norm": threat.norm,
-            "threshold": self.known.threshold,
-            "median": float(np.median(found)),
-            "median_normals": float(np.median(found[~labels])),
-            "median_anomalies": float(np.median(found[labels])),
-            "values": found.tolist(),
-        }
+        return MinimalRadii(
+            norm=threat.norm,
+            threshold=self.known.threshold,
+            median=float(np.median(found)),
+            median_normals=float(np.median(found[~labels])),
+            median_anomalies=float(np.median(found[labels])),
+            values=tuple(found.tolist()),
+        )
 
     def _smallest(self, attack: MinimalEps, threshold: float) -> np.ndarray:
         store, batches = self.campaign.store, self.campaign.batches
@@ -343,27 +359,25 @@ class _Findings:
         found: np.ndarray = eps.cpu().numpy()
         return found
 
-    def _stress(self, name: str) -> Iterator[dict[str, Any]]:
+    def _stress(self, name: str) -> Iterator[StressResult]:
         for severity in SEVERITIES:
             images = stressed(self.test.images, name, severity, self.seed)
             scored = score_images(self.campaign.detector, images, self.campaign.batch_size)
-            yield {"name": name, "severity": severity, **self._metrics(scored)}
+            found = self._measured(scored.scores, "both", self._pixels(scored))
+            yield StressResult(name=name, severity=severity, **dict(found))
 
-    def _scores(self) -> dict[str, Any]:
-        scores = {
-            f"{WORST} {worst.norm} {worst.eps}": worst.scores.tolist() for worst in self.worst
-        }
+    def _scores(self) -> ImageScores:
+        attacked = {(WORST, worst.norm, worst.eps): worst.scores for worst in self.worst}
         for result in self.results:
             for entry in result.attacked:
                 if entry.attack == LEGACY:
-                    key = f"{LEGACY} {entry.norm} {entry.eps}"
-                    scores[key] = entry.scored.scores.tolist()
-        return {
-            "names": list(self.test.names),
-            "kinds": list(self.test.kinds),
-            "clean": self.clean.scores.tolist(),
-            **scores,
-        }
+                    attacked[LEGACY, entry.norm, entry.eps] = entry.scored.scores
+        return ImageScores(
+            names=self.test.names,
+            kinds=self.test.kinds,
+            clean=tuple(self.clean.scores.tolist()),
+            **{" ".join(key): tuple(scores.tolist()) for key, scores in attacked.items()},
+        )
 
     def _checks(self) -> list[Check]:
         threat, result = self.suite.threats[0], self.results[0]

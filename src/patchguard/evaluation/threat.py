@@ -15,10 +15,11 @@ from patchguard.attacks.attack import NotDifferentiable
 from patchguard.attacks.suite import Member, members
 from patchguard.config import ThreatConfig
 from patchguard.evaluation.campaign import Campaign, Task, run_tasks
-from patchguard.evaluation.outcome import CLEAN, Attacked, Scored, Worst
+from patchguard.evaluation.outcome import Attacked, Scored, Worst
 from patchguard.evaluation.pixels import PixelCandidates
 from patchguard.evaluation.store import digest
 from patchguard.evaluation.worst_case import worst_scores
+from patchguard.results.schema import CLEAN
 
 Advance = Callable[[float], None]
 

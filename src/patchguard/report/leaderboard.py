@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from patchguard.config import parse_size
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.card import (
-    PUBLISHED_STEPS,
-    checks_run,
-    eps_at_chance,
-    eps_text,
-    failed_checks,
-    headline,
-    headline_eps,
-    is_self_test,
-    published_steps,
-    read_card,
-)
 from patchguard.report.page import page
 from patchguard.report.wording import DASH, gap, norm_name, number, percent
-
-Card = Mapping[str, Any]
+from patchguard.results.card import (
+    PUBLISHED_STEPS,
+    Card,
+    CardMetrics,
+    CardWorst,
+    eps_text,
+    headline,
+    published_steps,
+)
+from patchguard.results.files import read_as, to_json
+from patchguard.results.schema import ascending, headline_eps
 
 TRUST = ("checked", "unchecked", "unreliable")
 """What checks make of an evaluation, in the order of the rows."""
@@ -55,7 +50,7 @@ class Entry:
 
     @property
     def json(self) -> str:
-        return json.dumps(self.card, indent=1, ensure_ascii=False)
+        return to_json(self.card)
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
     that failed one come last, without a rank.
 
     Args:
-        cards: files that :func:`~patchguard.evaluation.card.write_card` wrote.
+        cards: files that :func:`~patchguard.results.files.write_json` wrote.
         out: HTML file to write; it refers to nothing outside itself.
 
     Returns:
@@ -130,7 +125,7 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
     """
     if not cards:
         raise PatchGuardError("leaderboard: no cards; name at least one card.json")
-    entries = [Entry(read_card(path), f"card-{place}") for place, path in enumerate(cards, 1)]
+    entries = [Entry(read_as(Card, path), f"card-{place}") for place, path in enumerate(cards, 1)]
     content = {
         "groups": _groups(entries),
         "entries": entries,
@@ -144,16 +139,16 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
 def _groups(entries: Sequence[Entry]) -> list[Group]:
     found: dict[Key, list[Entry]] = {}
     for entry in entries:
-        for norm in dict.fromkeys(result["norm"] for result in _attacked(entry.card)):
+        for norm in dict.fromkeys(result.norm for result in entry.card.numbers.attacked):
             found.setdefault(_key(entry.card, norm), []).append(entry)
     return [_group(key, found[key]) for key in sorted(found, key=_order)]
 
 
 def _key(card: Card, norm: str) -> Key:
-    data, protocol = card["data"], card["protocol"]
+    data, protocol = card.data, card.protocol
     # The same radius in l2, l1 or l0 is less for each pixel of a larger image.
-    resolution = 0 if norm == "linf" else protocol["attacked_resolution"]
-    return Key(data["name"], data["sha256"] or "", protocol["suite"], norm, resolution)
+    resolution = 0 if norm == "linf" else protocol.attacked_resolution
+    return Key(data.name, data.sha256 or "", protocol.suite, norm, resolution)
 
 
 def _order(key: Key) -> Key:
@@ -166,27 +161,27 @@ def _group(key: Key, entries: Sequence[Entry]) -> Group:
     radii = [set(_by_eps(entry.card, norm)) for entry in entries]
     shared = set.intersection(*radii)
     at = headline_eps(norm, sorted(shared or set.union(*radii)))
-    eps = sorted(set.union(*radii), key=lambda text: parse_size(norm, text))
+    eps = ascending(norm, list(set.union(*radii)))
     ranked = sorted(entries, key=lambda entry: _standing(entry.card, norm, [at, *eps]))
     headings, cells = _columns([_cells(entry.card, norm, at, eps) for entry in ranked])
     card = entries[0].card
-    defects = "pseudo-anomalies (a self-test)" if is_self_test(card) else "anomalous images"
+    defects = "pseudo-anomalies (a self-test)" if card.self_test else "anomalous images"
     standings = [_standing(entry.card, norm, [at, *eps]) for entry in ranked]
     return Group(
-        data=card["data"]["name"],
-        sha256=card["data"]["sha256"],
-        images=f"{card['data']['normal']} normal and {card['data']['anomalous']} {defects}",
-        suite=card["protocol"]["suite"],
+        data=card.data.name,
+        sha256=card.data.sha256,
+        images=f"{card.data.normal} normal and {card.data.anomalous} {defects}",
+        suite=card.protocol.suite,
         norm=norm,
         resolution=key.resolution or None,
         eps=at,
         headings=headings,
         rows=tuple(
             Row(
-                rank=None if entry.card["unreliable"] else 1 + standings.index(standing),
+                rank=None if entry.card.unreliable else 1 + standings.index(standing),
                 entry=entry,
                 cells=of_entry,
-                failed=tuple(failed_checks(entry.card)),
+                failed=tuple(f"{check.id} {check.name}" for check in entry.card.checks.failures),
                 skipped=_skipped(entry.card, norm),
             )
             for entry, of_entry, standing in zip(ranked, cells, standings, strict=True)
@@ -200,36 +195,36 @@ def _standing(card: Card, norm: str, eps: Sequence[str]) -> tuple[float, ...]:
     Cards equal at every radius share a place.
     """
     results = _by_eps(card, norm)
-    worst = [results.get(each, {}).get("image_auroc") for each in eps]
+    worst = [getattr(results.get(each), "image_auroc", None) for each in eps]
     return _distrust(card), *(inf if auroc is None else -auroc for auroc in worst)
 
 
 def _distrust(card: Card) -> int:
     """The place in ``TRUST``."""
-    if card["unreliable"]:
+    if card.unreliable:
         return 2
-    return 0 if checks_run(card["checks"]) else 1
+    return 0 if card.checks.run else 1
 
 
 def _skipped(card: Card, norm: str) -> tuple[tuple[str, str], ...]:
     suffix = f" ({norm})"
     return tuple(
         (name.removesuffix(suffix), reason)
-        for name, reason in card["protocol"]["skipped"].items()
+        for name, reason in card.protocol.skipped.items()
         if name.endswith(suffix)
     )
 
 
 def _cells(card: Card, norm: str, at: str, eps: Sequence[str]) -> dict[str, Cell]:
     """What a row shows, by the heading of its column."""
-    clean, results = card["numbers"]["clean"], _by_eps(card, norm)
-    here = results.get(at, {})
+    results = _by_eps(card, norm)
+    here = results.get(at)
     return {
         "detector": _detector(card),
-        "clean AUROC": _auroc(clean, "image_auroc"),
-        **{_worst_at(each): _auroc(results.get(each, {}), "image_auroc") for each in eps},
+        "clean AUROC": _auroc(card.numbers.clean),
+        **{_worst_at(each): _auroc(results.get(each)) for each in eps},
         f"published attack, {at}": _published(card, here),
-        "gap to worst": _gap(here.get("legacy_gap")),
+        "gap to worst": _gap(here.legacy_gap if here else None),
         "eps at AUROC 0.5": _chance(card, norm),
         "median minimal eps": _minimal_eps(card, norm),
         f"caught, {at}": _caught(here),
@@ -251,9 +246,9 @@ def _columns(
 
 
 def _detector(card: Card) -> Cell:
-    detector, size = card["detector"], card["protocol"]["attacked_resolution"]
-    about = f"{detector['kind']}, {_in_short(detector['parameters'])} parameters, {size} px"
-    return Cell(detector["name"], detector["name"].lower(), (about,))
+    detector, size = card.detector, card.protocol.attacked_resolution
+    about = f"{detector.kind}, {_in_short(detector.parameters)} parameters, {size} px"
+    return Cell(detector.name, detector.name.lower(), (about,))
 
 
 def _in_short(count: int) -> str:
@@ -263,24 +258,24 @@ def _in_short(count: int) -> str:
     return str(count)
 
 
-def _auroc(measured: Mapping[str, Any], name: str) -> Cell:
-    interval = measured.get(f"{name}_interval")
-    small = (f"{interval[0]:.2f} to {interval[1]:.2f}",) if interval else ()
-    return _number(measured.get(name), *small)
+def _auroc(measured: CardMetrics | None) -> Cell:
+    if measured is None:
+        return _number(None)
+    ends = measured.image_auroc_interval
+    small = (f"{ends[0]:.2f} to {ends[1]:.2f}",) if ends else ()
+    return _number(measured.image_auroc, *small)
 
 
-def _pixel(measured: Mapping[str, Any]) -> Cell:
-    beside = (("floor", "pixel_auroc_floor"), ("AUPRO", "pixel_aupro"))
-    small = [
-        f"{word} {number(measured[name])}"
-        for word, name in beside
-        if measured.get(name) is not None
-    ]
-    return _number(measured.get("pixel_auroc"), *small)
+def _pixel(worst: CardWorst | None) -> Cell:
+    if worst is None:
+        return _number(None)
+    beside = {"floor": worst.pixel_auroc_floor, "AUPRO": worst.pixel_aupro}
+    small = [f"{word} {number(value)}" for word, value in beside.items() if value is not None]
+    return _number(worst.pixel_auroc, *small)
 
 
-def _caught(measured: Mapping[str, Any]) -> Cell:
-    tpr, fpr = measured.get("tpr"), measured.get("fpr")
+def _caught(worst: CardWorst | None) -> Cell:
+    tpr, fpr = (worst.tpr, worst.fpr) if worst else (None, None)
     small = () if fpr is None else (f"{percent(fpr)} alarms",)
     return Cell(DASH if tpr is None else percent(tpr), tpr, small)
 
@@ -289,9 +284,9 @@ def _number(value: float | None, *small: str) -> Cell:
     return Cell(DASH if value is None else number(value), value, small)
 
 
-def _published(card: Card, measured: Mapping[str, Any]) -> Cell:
-    auroc = measured.get("legacy_image_auroc")
-    steps = published_steps(card["protocol"]["legacy_steps"])
+def _published(card: Card, worst: CardWorst | None) -> Cell:
+    auroc = worst.legacy_image_auroc if worst else None
+    steps = published_steps(card.protocol.legacy_steps)
     return _number(auroc, *(() if auroc is None else (steps,)))
 
 
@@ -300,33 +295,27 @@ def _gap(value: float | None) -> Cell:
 
 
 def _chance(card: Card, norm: str) -> Cell:
-    value = eps_at_chance(card, norm)
+    value = card.eps_at_chance(norm)
     # As JavaScript reads it: never is farther than every radius.
     return Cell(eps_text(norm, value), "Infinity" if value is None else value)
 
 
 def _minimal_eps(card: Card, norm: str) -> Cell:
-    found = card["numbers"]["minimal_eps"]
-    if found is None or found["norm"] != norm or found["never_flipped"] is None:
+    found = card.numbers.minimal_eps
+    if found is None or found.norm != norm or found.never_flipped is None:
         return Cell(DASH, None)
-    median, never = found["median"], found["never_flipped"]
+    median, never = found.median, found.never_flipped
     small = (f"{percent(never)} never",) if never else ()
     return Cell(eps_text(norm, median), "Infinity" if median is None else median, small)
 
 
 def _checks(card: Card) -> Cell:
-    checks = card["checks"]
-    run = checks_run(checks)
-    if not run:
+    checks = card.checks
+    if not checks.run:
         return Cell("none run", None)
-    warned = (f"{checks['warned']} warned",) if checks["warned"] else ()
-    return Cell(f"{checks['passed']} of {run}", checks["passed"] / run, warned)
+    warned = (f"{checks.warned} warned",) if checks.warned else ()
+    return Cell(f"{checks.passed} of {checks.run}", checks.passed / checks.run, warned)
 
 
-def _attacked(card: Card) -> Sequence[Mapping[str, Any]]:
-    results: Sequence[Mapping[str, Any]] = card["numbers"]["attacked"]
-    return results
-
-
-def _by_eps(card: Card, norm: str) -> dict[str, Mapping[str, Any]]:
-    return {result["eps"]: result for result in _attacked(card) if result["norm"] == norm}
+def _by_eps(card: Card, norm: str) -> dict[str, CardWorst]:
+    return {result.eps: result for result in card.numbers.attacked if result.norm == norm}

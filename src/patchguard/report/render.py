@@ -13,11 +13,12 @@ import yaml
 from markupsafe import Markup
 
 from patchguard.config import parse_eps
-from patchguard.evaluation.card import PUBLISHED_STEPS
 from patchguard.report import pictures, plots, tables, wording
-from patchguard.report.contents import CLEAN, LEGACY, WORST, Gallery, Judged, Metrics, Run, read_run
+from patchguard.report.contents import Gallery, Judged, Run, read_run
 from patchguard.report.page import page
 from patchguard.report.wording import metric, number, percent
+from patchguard.results.card import PUBLISHED_STEPS
+from patchguard.results.schema import CLEAN, LEGACY, WORST, Ends, Measured, Result
 
 DEGREE = "attention_degree_"
 """What the attention degrees of the blocks are logged under, with the block's number."""
@@ -112,7 +113,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "tiles": wording.tiles(metrics, other),
         "headline": headline and wording.at(headline),
         "published_attack": wording.published(metrics),
-        "as_published": metrics.legacy_steps == PUBLISHED_STEPS,
+        "as_published": metrics.protocol.legacy_steps == PUBLISHED_STEPS,
         "published_steps": PUBLISHED_STEPS,
         "norm": wording.norm_name(metrics.norms[0]),
         "threat": wording.threat(metrics.norms[0]),
@@ -132,7 +133,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "histograms": _histogram_panels(judged, OURS)
         + (_histogram_panels(twin, TWIN) if twin else []),
         "exhibition": _exhibition(judged, twin),
-        "protocol": _listed(metrics.protocol),
+        "protocol": _listed(metrics.protocol.told()),
         "test_images": _test_images(metrics),
         "tally": wording.tally(metrics),
         "level_of": LEVEL_OF,
@@ -213,10 +214,10 @@ def _defence(attack: Mapping[str, Any]) -> str:
     return f"{text}, {attack['steps']}-step attack" if "steps" in attack else text
 
 
-def _test_images(metrics: Metrics) -> str:
+def _test_images(metrics: Result) -> str:
     anomalous = int(metrics.anomalous.sum())
     normal = len(metrics.anomalous) - anomalous
-    test_set = metrics.protocol.get("test_set", "test images")
+    test_set = metrics.protocol.test_set or "test images"
     return f"{normal} normal and {anomalous} anomalous images ({test_set})"
 
 
@@ -236,7 +237,7 @@ def _listed(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
     return pairs
 
 
-def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
+def _curve_panels(metrics: Result, twin: Result | None) -> list[Panel]:
     panels = []
     for part, caption in (
         ("image", "Finding defective images, in the worst case."),
@@ -245,7 +246,7 @@ def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
         curves = [_curve(metrics, WORST, part, OURS, plots.OURS, "-", "o")]
         if twin:
             curves.append(_curve(twin, WORST, part, "twin", plots.TWIN, "--", "s"))
-        steps = metrics.legacy_steps
+        steps = metrics.protocol.legacy_steps
         published = "published" if steps is None else f"PGD-{steps}"
         curves.append(_curve(metrics, LEGACY, part, published, plots.INK, ":", "^"))
         drawn = [curve for curve in curves if len(curve.x) > 1]
@@ -259,13 +260,13 @@ def _curve_panels(metrics: Metrics, twin: Metrics | None) -> list[Panel]:
 
 
 def _curve(
-    metrics: Metrics, attack: str, part: str, label: str, colour: str, line: str, marker: str
+    metrics: Result, attack: str, part: str, label: str, colour: str, line: str, marker: str
 ) -> plots.Curve:
     """The clean AUROC and those under an attack; empty where none was measured."""
     measured = [(0.0, metrics.clean)]
     measured += [(result.radius, result.both) for result in metrics.under(attack)]
     found = [
-        (radius, *(metric(values, part, name) for name in ("auroc", "auroc_low", "auroc_high")))
+        (radius, metric(values, part, "auroc"), *_ends(values, part))
         for radius, values in measured
         if math.isfinite(metric(values, part, "auroc"))
     ]
@@ -273,13 +274,18 @@ def _curve(
     return plots.Curve(x, y, low, high, label, colour, line, marker)
 
 
-def _distance_panels(metrics: Metrics) -> list[Panel]:
+def _ends(values: Measured, part: str) -> Ends:
+    """Of the interval of an AUROC, nan where there is none."""
+    return getattr(getattr(values, part), "auroc_interval", None) or (math.nan, math.nan)
+
+
+def _distance_panels(metrics: Result) -> list[Panel]:
     """How far each image is from the other verdict, where every image was asked."""
     found = metrics.minimal_eps
-    if found is None or found.values.shape != metrics.anomalous.shape:
+    if found is None or len(found.values) != len(metrics.anomalous):
         return []
     linf = found.norm == "linf"
-    radii = found.values * (255 if linf else 1)
+    radii = np.array(found.values) * (255 if linf else 1)
     edges = plots.shared_edges([np.append(radii, 0.0)], None)
     drawing = plots.radius_histogram(
         radii, metrics.anomalous, edges, "n/255" if linf else wording.norm_name(found.norm)
@@ -290,10 +296,10 @@ def _distance_panels(metrics: Metrics) -> list[Panel]:
 def _histogram_panels(judged: Judged, whose: str) -> list[Panel]:
     """Image scores clean and in the worst case of the headline, on one axis."""
     metrics, threshold = judged.metrics, judged.threshold
-    shown = {CLEAN: metrics.scores[CLEAN]}
+    shown = {CLEAN: metrics.scores_under()}
     result = metrics.headline()
     if result:
-        shown[f"worst case at {wording.at(result)}"] = metrics.scores[result.scores_key]
+        shown[f"worst case at {wording.at(result)}"] = metrics.scores_under(result)
     edges = plots.shared_edges(list(shown.values()), threshold)
     return [
         Panel(

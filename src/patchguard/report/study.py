@@ -15,15 +15,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 from patchguard.config import FitConfig, Recipe, parse_eps
-from patchguard.evaluation.card import published_steps
-from patchguard.report.contents import CLEAN, LEGACY, WORST, AttackResult, Metrics
-from patchguard.report.tables import Table
+from patchguard.report.tables import Table, aurocs_by_kind
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
+from patchguard.results.card import published_steps
+from patchguard.results.schema import CLEAN, LEGACY, WORST, AttackResult, Protocol, Result
 
 MARK = "<!-- Written by patchguard study, which writes it again: keep notes elsewhere. -->"
 PARTS = ("image", "pixel")
-STATUSES = ("PASS", "WARN", "FAIL")
-COST = ("training, min", "evaluation, min", *STATUSES, "checks that fail")
+COUNTED = ("PASS", "WARN", "FAIL")
+COST = ("training, min", "evaluation, min", *COUNTED, "checks that fail")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StudyRun:
     recipe: str
     settings: FitConfig
     provenance: Mapping[str, Any]
-    metrics: Metrics
+    metrics: Result
     test_sha256: str | None
 
     @property
@@ -56,7 +56,7 @@ class StudyRun:
 
     @property
     def evaluation_minutes(self) -> float:
-        return float(self.metrics.protocol.get("seconds", math.nan)) / 60
+        return self.metrics.protocol.seconds / 60
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def over_pairs(differences: Sequence[float]) -> Spread:
     return Spread(found.mean, found.error / math.sqrt(max(1, found.count)), found.count)
 
 
-def aurocs(metrics: Metrics, part: str) -> dict[str, float]:
+def aurocs(metrics: Result, part: str) -> dict[str, float]:
     """AUROC of images or pixels by column: clean, worst case at each eps, published attack.
 
     Those of the first threat, both classes attacked; what was not measured is left out.
@@ -173,10 +173,10 @@ def kinds_table(runs: Sequence[StudyRun]) -> Table:
     return Table(("data", "defect", "recipe", "seeds", *columns), tuple(rows))
 
 
-def _by_kind(metrics: Metrics) -> dict[str, dict[str, float]]:
+def _by_kind(metrics: Result) -> dict[str, dict[str, float]]:
     """Image AUROC by kind of defect and column, where there are several kinds."""
     columns = {CLEAN: CLEAN, **{each.eps: _column(each) for each in metrics.under(WORST)}}
-    kinds = metrics.by_kind()
+    kinds = aurocs_by_kind(metrics)
     if len(kinds) < 2:
         return {}
     return {
@@ -225,12 +225,12 @@ def protocol(runs: Sequence[StudyRun]) -> list[str]:
     """What decides the numbers, one fact a line; where runs differ, every value that occurs."""
     protocols = [run.metrics.protocol for run in runs]
     versions = [_named(run.provenance.get("versions", {})) for run in runs]
-    evaluated = [_named(each.get("versions", {})) for each in protocols]
+    evaluated = [_named(each.versions) for each in protocols]
     seeds = sorted({run.seed for run in runs})
     return [
         f"Versions: {_distinct([*versions, *evaluated])}.",
         f"Device: training on {_distinct(run.provenance.get('device') for run in runs)}; "
-        f"evaluation on {_distinct(each.get('device') for each in protocols)}.",
+        f"evaluation on {_distinct(each.device for each in protocols)}.",
         _threat(runs[0].metrics),
         f"Attacks of the worst case: {_distinct(_attacks(each) for each in protocols)}.",
         f"Seeds {', '.join(map(str, seeds))}: each decides the split, the weights and every "
@@ -405,29 +405,29 @@ def _cost(runs: Sequence[StudyRun]) -> tuple[str, ...]:
         fmean(run.evaluation_minutes for run in runs),
     )
     checks = [check for run in runs for check in run.metrics.checks]
-    statuses = Counter(check.status for check in checks)
+    statuses: Counter[str] = Counter(check.status for check in checks)
     failed = Counter(f"{check.id} {check.name}" for check in checks if check.status == "FAIL")
     names = [
         f"{name} ({count} of {len(runs)})" if len(runs) > 1 else name
         for name, count in failed.items()
     ]
-    counts = (str(statuses[status]) for status in STATUSES)
+    counts = (str(statuses[status]) for status in COUNTED)
     return (*map(_minutes, minutes), *counts, ", ".join(names))
 
 
-def _threat(metrics: Metrics) -> str:
+def _threat(metrics: Result) -> str:
     found, norm = metrics.protocol, metrics.norms[0]
-    steps = metrics.legacy_steps
+    steps = metrics.protocol.legacy_steps
     legacy = f" legacy: the published attack alone ({published_steps(steps)})." if steps else ""
     return (
-        f"Suite `{found['suite']}`: the attacker {threat(norm)} ({norm_name(norm)}), at eps "
-        f"{', '.join(found['threats'][norm])}, in normal and in anomalous images. The worst case "
+        f"Suite `{found.suite}`: the attacker {threat(norm)} ({norm_name(norm)}), at eps "
+        f"{', '.join(found.threats[norm])}, in normal and in anomalous images. The worst case "
         f"over the suite is an upper bound of robustness, not a certificate.{legacy}"
     )
 
 
-def _attacks(found: Mapping[str, Any]) -> str:
-    return "; ".join(f"{name}: {told}" for name, told in found.get("attacks", {}).items())
+def _attacks(found: Protocol) -> str:
+    return "; ".join(f"{name}: {told}" for name, told in found.attacks.items())
 
 
 def _recipe(name: str, runs: Sequence[StudyRun]) -> str:
@@ -467,9 +467,9 @@ def _data(name: str, runs: Sequence[StudyRun]) -> str:
         f"{_distinct(each.get('train') for each in images)} images, varied by "
         f"{_distinct(run.provenance.get('varied_by') for run in found)}; calibrated on "
         f"{_distinct(each.get('held_out') for each in images)}; tested on "
-        f"{_distinct(_named(each.get('images', {})) for each in tests)} "
-        f"({_distinct(each.get('test_set') for each in tests)}; ground truth: "
-        f"{_distinct(each.get('ground_truth') for each in tests)})."
+        f"{_distinct(_named(each.images.model_dump()) for each in tests)} "
+        f"({_distinct(each.test_set for each in tests)}; ground truth: "
+        f"{_distinct(each.ground_truth for each in tests)})."
     )
 
 

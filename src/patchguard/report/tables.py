@@ -5,19 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from patchguard.evaluation.card import published_steps
-from patchguard.evaluation.metrics import rates_at
-from patchguard.report.contents import (
-    CLEAN,
-    LEGACY,
-    ROWS,
-    WORST,
-    AttackResult,
-    Floats,
-    Metrics,
-    Values,
-)
+from patchguard.evaluation.metrics import auroc_by_kind, rates_at
+from patchguard.report.contents import Floats
 from patchguard.report.wording import (
     DASH,
     gap,
@@ -27,22 +18,23 @@ from patchguard.report.wording import (
     number,
     percent,
     targets,
-    with_misses,
 )
+from patchguard.results.card import published_steps
+from patchguard.results.schema import CLEAN, LEGACY, WORST, AttackResult, Measured, Result
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of metrics: heading, the metrics it shows and how they are written."""
+    """A column of metrics: heading, the metric it shows and how that is written."""
 
     heading: str
     judged: str
-    names: tuple[str, ...]
-    text: Callable[..., str] = number
+    name: str
+    text: Callable[[Any], str] = number
 
-    def cell(self, values: Values) -> str:
-        shown = with_misses(values)
-        return self.text(*(metric(shown, self.judged, name) for name in self.names))
+    def cell(self, values: Measured | None) -> str:
+        found = getattr(getattr(values, self.judged, None), self.name, None)
+        return DASH if found is None else self.text(found)
 
 
 @dataclass(frozen=True)
@@ -54,32 +46,31 @@ class Table:
     marked: frozenset[tuple[int, int]] = frozenset()
 
 
-INTERVAL = ("auroc_low", "auroc_high")
 IMAGE = (
-    Column("AUROC", "image", ("auroc",)),
-    Column("95 % interval", "image", INTERVAL, interval),
-    Column("AP", "image", ("ap",)),
-    Column("F1-max (oracle)", "image", ("f1_max",)),
+    Column("AUROC", "image", "auroc"),
+    Column("95 % interval", "image", "auroc_interval", interval),
+    Column("AP", "image", "ap"),
+    Column("F1-max (oracle)", "image", "f1_max"),
 )
 PIXEL = (
-    Column("AUROC", "pixel", ("auroc",)),
-    Column("95 % interval", "pixel", INTERVAL, interval),
-    Column("AUROC, floor", "pixel", ("auroc_floor",)),
-    Column("AP", "pixel", ("ap",)),
-    Column("F1-max (oracle)", "pixel", ("f1_max",)),
-    Column("AUPRO@0.3", "pixel", ("aupro",)),
+    Column("AUROC", "pixel", "auroc"),
+    Column("95 % interval", "pixel", "auroc_interval", interval),
+    Column("AUROC, floor", "pixel", "auroc_floor"),
+    Column("AP", "pixel", "ap"),
+    Column("F1-max (oracle)", "pixel", "f1_max"),
+    Column("AUPRO@0.3", "pixel", "aupro"),
 )
-IMAGE_BY_CLASS = (IMAGE[0], Column("AUROC, ties lost", "image", ("auroc_conservative",)))
+IMAGE_BY_CLASS = (IMAGE[0], Column("AUROC, ties lost", "image", "auroc_conservative"))
 PIXEL_BY_CLASS = (PIXEL[0], *PIXEL[3:])
 EITHER = (
-    Column("image AUROC", "image", ("auroc",)),
-    Column("95 % interval", "image", INTERVAL, interval),
-    Column("pixel AUROC", "pixel", ("auroc",)),
-    Column("pixel AUROC, floor", "pixel", ("auroc_floor",)),
+    Column("image AUROC", "image", "auroc"),
+    Column("95 % interval", "image", "auroc_interval", interval),
+    Column("pixel AUROC", "pixel", "auroc"),
+    Column("pixel AUROC, floor", "pixel", "auroc_floor"),
 )
 STRESSED = (EITHER[0], EITHER[2])
-TWIN_IMAGE = Column("twin: AUROC", "image", ("auroc",))
-TWIN_PIXEL = Column("twin: AUROC", "pixel", ("auroc",))
+TWIN_IMAGE = Column("twin: AUROC", "image", "auroc")
+TWIN_PIXEL = Column("twin: AUROC", "pixel", "auroc")
 ATTACKED = {
     "both": "normal and anomalous images",
     "anomalies": "anomalous images only (hiding defects)",
@@ -87,19 +78,19 @@ ATTACKED = {
 }
 
 
-def deployed(metrics: Metrics) -> tuple[Column, ...]:
+def deployed(metrics: Result) -> tuple[Column, ...]:
     """The rates at the calibrated threshold."""
     found = targets(metrics)
     return (
-        Column(f"{found} caught (TPR)", "deployed", ("tpr",), percent),
-        Column(f"{found} that pass (1\u00a0−\u00a0TPR)", "deployed", ("fnr",), percent),
-        Column("false alarms (FPR)", "deployed", ("fpr",), percent),
+        Column(f"{found} caught (TPR)", "deployed", "tpr", percent),
+        Column(f"{found} that pass (1\u00a0−\u00a0TPR)", "deployed", "fnr", percent),
+        Column("false alarms (FPR)", "deployed", "fpr", percent),
     )
 
 
 def by_eps(
-    metrics: Metrics,
-    twin: Metrics | None,
+    metrics: Result,
+    twin: Result | None,
     columns: Sequence[Column],
     twin_columns: Sequence[Column],
 ) -> Table:
@@ -110,28 +101,28 @@ def by_eps(
     attacked = _clean_and_worst(metrics)
     beside = _clean_and_worst(twin) if twin else {}
     rows = [
-        (eps, *_cells(values, columns), *_cells(beside.get(eps, {}), twin_columns))
+        (eps, *_cells(values, columns), *_cells(beside.get(eps), twin_columns))
         for eps, values in attacked.items()
     ]
     headings = ("attack eps", *(column.heading for column in (*columns, *twin_columns)))
     return _without_empty(headings, rows)
 
 
-def by_kind(metrics: Metrics, threshold: float | None) -> Table:
+def by_kind(metrics: Result, threshold: float | None) -> Table:
     """Each kind of defect against all normal images: AUROC, and the share above the threshold.
 
     Clean and in the worst case; shares at the eps of the headline. Empty with a single kind.
     """
-    kinds, headline = metrics.by_kind(), metrics.headline()
-    scores = {CLEAN: metrics.scores[CLEAN]}
+    kinds, headline = aurocs_by_kind(metrics), metrics.headline()
+    scores = {CLEAN: metrics.scores_under()}
     if headline:
-        scores[headline.eps] = metrics.scores[headline.scores_key]
+        scores[headline.eps] = metrics.scores_under(headline)
     rows = [
         (
             kind.replace("_", " "),
-            str(metrics.kinds.count(kind)),
+            str(metrics.scores.kinds.count(kind)),
             *map(number, aurocs.values()),
-            *(_caught(values, metrics.kinds, kind, threshold) for values in scores.values()),
+            *(_caught(values, metrics.scores.kinds, kind, threshold) for values in scores.values()),
         )
         for kind, aurocs in kinds.items()
     ]
@@ -142,6 +133,14 @@ def by_kind(metrics: Metrics, threshold: float | None) -> Table:
     )
 
 
+def aurocs_by_kind(metrics: Result) -> dict[str, dict[str, float]]:
+    """Image AUROC of each kind of defect: clean, and worst cases of the first norm by eps."""
+    scores = {CLEAN: metrics.scores_under()}
+    scores |= {result.eps: metrics.scores_under(result) for result in metrics.under(WORST)}
+    found = {eps: auroc_by_kind(values, metrics.scores.kinds) for eps, values in scores.items()}
+    return {kind: {eps: found[eps][kind] for eps in found} for kind in found[CLEAN]}
+
+
 def _caught(scores: Floats, kinds: Sequence[str], kind: str, threshold: float | None) -> str:
     """The share of the images of a kind that score above the threshold."""
     if threshold is None:
@@ -150,18 +149,18 @@ def _caught(scores: Floats, kinds: Sequence[str], kind: str, threshold: float | 
     return percent(caught)
 
 
-def by_class(metrics: Metrics, columns: Sequence[Column]) -> Table:
+def by_class(metrics: Result, columns: Sequence[Column]) -> Table:
     """The worst case at every eps, with both classes attacked and with one."""
     rows = [
         (result.eps, ATTACKED[row], *_cells(result.rows[row], columns))
         for result in metrics.under(WORST)
-        for row in ROWS
+        for row in ATTACKED
         if row in result.rows
     ]
     return _without_empty(("eps", "attacked", *(column.heading for column in columns)), rows)
 
 
-def other_norms(metrics: Metrics, columns: Sequence[Column]) -> Table:
+def other_norms(metrics: Result, columns: Sequence[Column]) -> Table:
     """The worst case at every eps of all norms but the first."""
     rows = [
         (norm_name(norm), result.eps, *_cells(result.both, columns))
@@ -171,14 +170,14 @@ def other_norms(metrics: Metrics, columns: Sequence[Column]) -> Table:
     return _without_empty(("threat", "eps", *(column.heading for column in columns)), rows)
 
 
-def published(metrics: Metrics, twin: Metrics | None) -> Table:
+def published(metrics: Result, twin: Result | None) -> Table:
     """The published attack beside the worst case at the same eps, and the gap between them."""
     compared = [(metrics, "", "image"), (metrics, "", "pixel")]
     if twin:
         compared.append((twin, "twin: ", "image"))
     headings = ["eps"]
     for each, whose, part in compared:
-        steps = published_steps(each.legacy_steps)
+        steps = published_steps(each.protocol.legacy_steps)
         headings += [f"{whose}{part} AUROC, published ({steps})", f"{whose}worst case"]
         headings.append(f"{whose}gap")
     rows = []
@@ -192,7 +191,7 @@ def published(metrics: Metrics, twin: Metrics | None) -> Table:
     return _without_empty(tuple(headings), rows)
 
 
-def members(metrics: Metrics, part: str) -> Table:
+def members(metrics: Result, part: str) -> Table:
     """AUROC of images or pixels under each attack of the suite alone, below the worst case.
 
     The lowest of each eps is marked. The last column is the share of the images for which the
@@ -204,9 +203,11 @@ def members(metrics: Metrics, part: str) -> Table:
     values = [
         [metric(_at(metrics.under(name), eps), part, "auroc") for eps in radii] for name in names
     ]
-    winners = headline.winners[part] if headline else {}
+    winners = {}
+    if headline:
+        winners = headline.winners if part == "image" else headline.pixel_winners
     shares = ["", *(percent(winners.get(name, 0.0)) for name in names[1:])]
-    steps = published_steps(metrics.legacy_steps)
+    steps = published_steps(metrics.protocol.legacy_steps)
     labels = [{WORST: "worst case", LEGACY: f"legacy ({steps})"}.get(name, name) for name in names]
     rows = [
         (label, *map(number, row), *((share,) if winners else ()))
@@ -222,11 +223,11 @@ def members(metrics: Metrics, part: str) -> Table:
     return Table(headings, tuple(rows), _lowest(values[1:]))
 
 
-def stress(metrics: Metrics, columns: Sequence[Column]) -> Table:
+def stress(metrics: Result, columns: Sequence[Column]) -> Table:
     """Clean, then every natural disturbance."""
     rows = [("none", "", *_cells(metrics.clean, columns))]
     rows += [
-        (each.name.replace("_", " "), each.severity, *_cells(each.values, columns))
+        (each.name.replace("_", " "), str(each.severity), *_cells(each, columns))
         for each in metrics.stress
     ]
     headings = ("disturbance", "severity", *(column.heading for column in columns))
@@ -242,20 +243,20 @@ def _lowest(values: Sequence[Sequence[float]]) -> frozenset[tuple[int, int]]:
     return frozenset(marked)
 
 
-def _measured(metrics: Metrics, attack: str, part: str) -> bool:
+def _measured(metrics: Result, attack: str, part: str) -> bool:
     return any(math.isfinite(metric(each.both, part, "auroc")) for each in metrics.under(attack))
 
 
-def _at(results: Sequence[AttackResult], eps: str) -> Values:
-    return next((result.both for result in results if result.eps == eps), {})
+def _at(results: Sequence[AttackResult], eps: str) -> Measured | None:
+    return next((result.both for result in results if result.eps == eps), None)
 
 
-def _clean_and_worst(metrics: Metrics) -> dict[str, Values]:
+def _clean_and_worst(metrics: Result) -> dict[str, Measured]:
     results = {result.eps: result.both for result in metrics.under(WORST)}
     return {"none": metrics.clean, **results}
 
 
-def _cells(values: Values, columns: Sequence[Column]) -> Iterator[str]:
+def _cells(values: Measured | None, columns: Sequence[Column]) -> Iterator[str]:
     for column in columns:
         yield column.cell(values)
 

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchguard.evaluation.card import eps_text, published_steps
-from patchguard.evaluation.card_format import STATUSES
-from patchguard.report.contents import LEGACY, AttackResult, Metrics, MinimalEps, Values
+from patchguard.results.card import eps_text, published_steps
+from patchguard.results.schema import (
+    LEGACY,
+    STATUSES,
+    AttackResult,
+    Ends,
+    Measured,
+    MinimalRadii,
+    Result,
+)
 
 DASH = "–"
 GOOD_AUROC, FAIR_AUROC = 0.9, 0.7
@@ -46,13 +53,14 @@ def sized(norm: str, eps: str) -> str:
     return eps if norm == "linf" else f"{norm_name(norm)} {eps}"
 
 
-def published(metrics: Metrics) -> str:
+def published(metrics: Result) -> str:
     """The published attack, with as many steps as it took here."""
-    return f"the published attack ({published_steps(metrics.legacy_steps)})"
+    return f"the published attack ({published_steps(metrics.protocol.legacy_steps)})"
 
 
-def interval(low: float, high: float) -> str:
+def interval(ends: Ends) -> str:
     """Both ends of an interval, or a dash."""
+    low, high = ends
     return f"{number(low)} to {number(high)}" if math.isfinite(low + high) else DASH
 
 
@@ -61,9 +69,9 @@ def gap(value: float) -> str:
     return f"+{number(value)}" if value >= 0 else number(value)
 
 
-def check_number(value: float) -> str:
-    """Three significant digits, as checks span many orders of magnitude."""
-    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else DASH
+def check_number(value: float | None) -> str:
+    """Three significant digits, as checks span many orders of magnitude; or a dash."""
+    return DASH if value is None else f"{value:.3g}".replace("-", "−")
 
 
 def radius(norm: str, value: float) -> str:
@@ -81,9 +89,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else DASH
 
 
-def metric(values: Values, judged: str, name: str) -> float:
+def metric(values: Measured | None, judged: str, name: str) -> float:
     """A metric, nan where it was not measured."""
-    return values.get(judged, {}).get(name, math.nan)
+    return float(getattr(getattr(values, judged, None), name, math.nan))
 
 
 @dataclass(frozen=True)
@@ -111,12 +119,12 @@ class Tile:
     twin: str | None
 
 
-def targets(metrics: Metrics) -> str:
+def targets(metrics: Result) -> str:
     """What the anomalous images of the test set hold."""
     return "pseudo-anomalies" if metrics.self_test else "defects"
 
 
-def verdict(metrics: Metrics, twin: Metrics | None) -> Verdict:
+def verdict(metrics: Result, twin: Result | None) -> Verdict:
     """What the image AUROCs say, clean and in the worst case of the headline."""
     clean = metric(metrics.clean, "image", "auroc")
     if not math.isfinite(clean):
@@ -140,7 +148,7 @@ def verdict(metrics: Metrics, twin: Metrics | None) -> Verdict:
     return Verdict(f"{title}.", tuple(sentences), "unknown" if metrics.unreliable else level)
 
 
-def tiles(metrics: Metrics, twin: Metrics | None) -> list[Tile]:
+def tiles(metrics: Result, twin: Result | None) -> list[Tile]:
     """The numbers of the headline, those that were measured."""
     wanted = (
         ("Image AUROC", "image", "auroc", number),
@@ -149,14 +157,13 @@ def tiles(metrics: Metrics, twin: Metrics | None) -> list[Tile]:
         ("False alarms", "deployed", "fpr", percent),
     )
     result = metrics.headline()
-    worst = result.both if result else {}
-    legacy = _same_radius(metrics, LEGACY, result) if result else {}
-    other = _same_radius(twin, result.attack, result) if twin and result else {}
+    worst = result.both if result else None
+    legacy = _same_radius(metrics, LEGACY, result) if result else None
+    other = _same_radius(twin, result.attack, result) if twin and result else None
     shown = []
     for label, part, name, text in wanted:
         clean, attacked, kinder, of_twin = (
-            metric(with_misses(values), part, name)
-            for values in (metrics.clean, worst, legacy, other)
+            metric(values, part, name) for values in (metrics.clean, worst, legacy, other)
         )
         if math.isfinite(clean):
             shown.append(
@@ -165,14 +172,14 @@ def tiles(metrics: Metrics, twin: Metrics | None) -> list[Tile]:
                     clean=text(clean),
                     worst=text(attacked),
                     legacy=text(kinder) if math.isfinite(kinder) else None,
-                    steps=published_steps(metrics.legacy_steps),
+                    steps=published_steps(metrics.protocol.legacy_steps),
                     twin=text(of_twin) if twin else None,
                 )
             )
     return shown
 
 
-def quantiles(found: MinimalEps) -> list[tuple[str, str]]:
+def quantiles(found: MinimalRadii) -> list[tuple[str, str]]:
     """How far the verdicts are from flipping: what and how much, for lists of facts."""
     medians = (
         ("median of all images", found.median),
@@ -180,30 +187,23 @@ def quantiles(found: MinimalEps) -> list[tuple[str, str]]:
         ("median of anomalous images", found.median_anomalies),
     )
     # The lower neighbour: between a number and infinity there is nothing to interpolate.
-    spread = np.quantile(found.values, QUANTILES, method="lower") if found.values.size else ()
+    values = np.array(found.values)
+    spread = np.quantile(values, QUANTILES, method="lower") if values.size else ()
     shares = [
         (f"{100 * share:.0f}\N{NO-BREAK SPACE}% of all images within", value)
         for share, value in zip(QUANTILES, spread, strict=False)
         if share != 0.5
     ]
     facts = [(label, radius(found.norm, value)) for label, value in (*medians, *shares)]
-    kept = int(np.isinf(found.values).sum())
-    return [*facts, ("never flipped", f"{kept} of {found.values.size} images")]
+    kept = int(np.isinf(values).sum())
+    return [*facts, ("never flipped", f"{kept} of {values.size} images")]
 
 
-def tally(metrics: Metrics) -> str:
+def tally(metrics: Result) -> str:
     """How many checks came to which end."""
-    statuses = [check.status for check in metrics.checks]
+    statuses: list[str] = [check.status for check in metrics.checks]
     counts = [(statuses.count(status), word) for status, word in STATUSES.items()]
     return ", ".join(f"{count} {word}" for count, word in counts if count)
-
-
-def with_misses(values: Values) -> Values:
-    """The metrics with ``fnr``, the share of anomalous images that pass: 1 - TPR."""
-    if "deployed" not in values:
-        return values
-    deployed = values["deployed"]
-    return {**values, "deployed": {**deployed, "fnr": 1 - deployed.get("tpr", math.nan)}}
 
 
 def _skill(auroc: float, target: str) -> tuple[str, str]:
@@ -225,21 +225,20 @@ def _robustness(auroc: float) -> tuple[str, str]:
 
 
 def _robustness_sentence(
-    clean: float, result: AttackResult, metrics: Metrics, twin: Metrics | None
+    clean: float, result: AttackResult, metrics: Result, twin: Result | None
 ) -> str:
-    suite = metrics.protocol.get("suite")
-    attacks = f"all attacks of the suite “{suite}”" if suite else "all attacks"
+    found = result.both.image
     text = (
-        f"Clean image AUROC {number(clean)}; in the worst case over {attacks} at {at(result)}, "
-        f"on every image, it keeps {number(metric(result.both, 'image', 'auroc'))}"
+        f"Clean image AUROC {number(clean)}; in the worst case over all attacks of the suite "
+        f"“{metrics.protocol.suite}” at {at(result)}, on every image, it keeps "
+        f"{number(found.auroc)}"
     )
-    low, high = (metric(result.both, "image", f"auroc_{end}") for end in ("low", "high"))
-    if math.isfinite(low + high):
-        text += f" (95 % interval {interval(low, high)})"
+    if found.auroc_interval and all(map(math.isfinite, found.auroc_interval)):
+        text += f" (95 % interval {interval(found.auroc_interval)})"
     return f"{text}{_beside(twin, result, 'image')}."
 
 
-def _published(metrics: Metrics, result: AttackResult) -> tuple[str, ...]:
+def _published(metrics: Result, result: AttackResult) -> tuple[str, ...]:
     kinder = metric(_same_radius(metrics, LEGACY, result), "image", "auroc")
     if not math.isfinite(kinder):
         return ()
@@ -248,7 +247,7 @@ def _published(metrics: Metrics, result: AttackResult) -> tuple[str, ...]:
     return (told,)
 
 
-def _localization(metrics: Metrics, result: AttackResult, twin: Metrics | None) -> tuple[str, ...]:
+def _localization(metrics: Result, result: AttackResult, twin: Result | None) -> tuple[str, ...]:
     attacked = metric(result.both, "pixel", "auroc")
     if not math.isfinite(attacked):
         return ()
@@ -259,7 +258,7 @@ def _localization(metrics: Metrics, result: AttackResult, twin: Metrics | None) 
     return (f"{text}{_beside(twin, result, 'pixel')}.",)
 
 
-def _beside(twin: Metrics | None, result: AttackResult, part: str) -> str:
+def _beside(twin: Result | None, result: AttackResult, part: str) -> str:
     if twin is None:
         return ""
     clean = metric(twin.clean, part, "auroc")
@@ -267,8 +266,8 @@ def _beside(twin: Metrics | None, result: AttackResult, part: str) -> str:
     return f", where the undefended twin falls from {number(clean)} to {number(attacked)}"
 
 
-def _same_radius(metrics: Metrics, attack: str, like: AttackResult) -> Values:
+def _same_radius(metrics: Result, attack: str, like: AttackResult) -> Measured | None:
     for result in metrics.under(attack, like.norm):
         if result.radius == like.radius:
             return result.both
-    return {}
+    return None

@@ -6,6 +6,6 @@ indicators of attack failure (Pintor et al., NeurIPS 2022) and Tramer et al. (20
 
 from patchguard.evaluation.checks.context import CheckContext
 from patchguard.evaluation.checks.run import CHECKS, QUICK, run_checks
-from patchguard.evaluation.checks.verdict import Check
+from patchguard.results.schema import Check
 
 __all__ = ["CHECKS", "QUICK", "Check", "CheckContext", "run_checks"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -10,7 +9,8 @@ from patchguard.attacks.attack import NotDifferentiable
 from patchguard.evaluation.checks import attack, detector, results
 from patchguard.evaluation.checks.canaries import canaries
 from patchguard.evaluation.checks.context import CheckContext, undisturbed
-from patchguard.evaluation.checks.verdict import Check, Verdict
+from patchguard.evaluation.checks.verdict import Verdict
+from patchguard.results.schema import Check
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,4 @@ def _run(check: Registered, context: CheckContext) -> Check:
     except Exception as error:  # a foreign detector may raise anything
         cause = " ".join(str(error).split()) or type(error).__name__
         verdict = Verdict("FAIL", None, None, f"The check could not be run: {cause}.")
-    value = verdict.value
-    if value is not None and not math.isfinite(value):
-        verdict = verdict._replace(value=None)
-    return Check(check.id, check.name, *verdict)
+    return Check(id=check.id, name=check.name, **verdict._asdict())

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check and what came of it.
-
-    Attributes:
-        id: S1 to S30.
-        name: what is checked.
-        status: SKIP where it cannot apply.
-        value: what was measured, finite or None.
-        limit: what the value is compared with, or None.
-        meaning: one sentence on what that means for the user.
-    """
-
-    id: str
-    name: str
-    status: Status
-    value: float | None
-    limit: float | None
-    meaning: str
+from patchguard.results.schema import Status
 
 
 class Verdict(NamedTuple):
-    """What a check says; see :class:`Check`."""
+    """What a check says; see :class:`~patchguard.results.schema.Check`."""
 
     status: Status
     value: float | None

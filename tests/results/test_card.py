@@ -9,25 +9,29 @@ from typing import Any
 
 import pytest
 
-from evaluations import CHECKS, FAILED, LEGACY_AUROC, metrics
+from evaluations import CHECKS, FAILED, LEGACY_AUROC, metrics, result_of
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.card import (
-    eps_at_chance,
+from patchguard.results.card import (
+    Card,
+    CardDetector,
     headline,
-    headline_eps,
     published_steps,
-    read_card,
     robustness_card,
-    write_card,
 )
-from patchguard.evaluation.card_format import SELF_TEST
+from patchguard.results.files import read_as, to_json, write_json
+from patchguard.results.schema import SELF_TEST, headline_eps
 
-DETECTOR = {"name": "bolts", "kind": "PatchGuard", "parameters": 7, "sha256": "0a" * 32}
-DATA = {"name": "bolts", "sha256": "1b" * 32}
+DETECTOR = CardDetector(name="bolts", kind="PatchGuard", parameters=7, sha256="0a" * 32)
+DATA = {"name": "bolts", "sha256": "1b" * 32, "normal": 4, "anomalous": 4}
 
 
-def card_of(content: dict[str, Any]) -> dict[str, Any]:
-    return robustness_card(content, detector=DETECTOR, data=DATA)
+def card_of(content: dict[str, Any]) -> Card:
+    return robustness_card(result_of(content), detector=DETECTOR, data="bolts", sha256="1b" * 32)
+
+
+def written(content: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of the card."""
+    return json.loads(to_json(card_of(content)))  # type: ignore[no-any-return]
 
 
 def curve(*aurocs: float, clean: float = 0.9) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def curve(*aurocs: float, clean: float = 0.9) -> dict[str, Any]:
     content["clean"]["image"]["auroc"] = clean
     radii = [f"{numerator}/255" for numerator in range(1, len(aurocs) + 1)]
     content["protocol"]["threats"] = {"linf": radii}
+    content["scores"] |= {f"worst linf {eps}": content["scores"]["clean"] for eps in radii}
     content["attacked"] = [
         {
             "attack": attack,
@@ -50,7 +55,7 @@ def curve(*aurocs: float, clean: float = 0.9) -> dict[str, Any]:
 
 
 def test_it_holds_worst_case_floor_and_what_the_published_protocol_says() -> None:
-    found = card_of(metrics(0.4))["numbers"]["attacked"]
+    found = written(metrics(0.4))["numbers"]["attacked"]
     assert [(each["norm"], each["eps"]) for each in found] == [
         ("linf", "1/255"),
         ("linf", "4/255"),
@@ -68,9 +73,9 @@ def test_it_holds_worst_case_floor_and_what_the_published_protocol_says() -> Non
 
 
 def test_it_holds_detector_data_protocol_and_checks() -> None:
-    card = card_of(metrics(0.4))
+    card = written(metrics(0.4))
     assert card["patchguard_card"] == 1
-    assert card["detector"] == DETECTOR and card["data"] == {**DATA, "normal": 4, "anomalous": 4}
+    assert card["detector"] == DETECTOR.model_dump() and card["data"] == DATA
     assert card["protocol"]["threats"][0] == {"norm": "linf", "eps": ["1/255", "4/255"]}
     assert card["protocol"]["settings"] == {
         "ground_truth": "native resolution, never resized",
@@ -85,7 +90,7 @@ def test_it_holds_detector_data_protocol_and_checks() -> None:
 
 
 def test_it_tells_the_attacks_that_ran_from_those_that_did_not() -> None:
-    protocol = card_of(metrics(0.4))["protocol"]
+    protocol = written(metrics(0.4))["protocol"]
     assert protocol["attacks"] == {
         "apgd score (linf)": "apgd on score: steps 50",
         "legacy (linf)": "legacy on legacy: steps 20",
@@ -103,7 +108,7 @@ def without(content: dict[str, Any], *attacks: str) -> dict[str, Any]:
 
 
 def test_steps_of_a_published_attack_that_did_not_run_are_null() -> None:
-    protocol = card_of(without(metrics(0.4), "legacy"))["protocol"]
+    protocol = written(without(metrics(0.4), "legacy"))["protocol"]
     assert protocol["legacy_steps"] is None
     assert protocol["skipped"]["legacy (linf)"] == "needs ground-truth masks"
 
@@ -111,7 +116,7 @@ def test_steps_of_a_published_attack_that_did_not_run_are_null() -> None:
 def test_a_worst_case_over_no_attack_is_no_result() -> None:
     everything = {entry["attack"] for entry in metrics(0.4)["attacked"]} - {"worst"}
     card = card_of(without(metrics(0.4), *everything))
-    assert card["numbers"]["attacked"] == [] and card["protocol"]["attacks"] == {}
+    assert card.numbers.attacked == () and card.protocol.attacks == {}
     assert headline(card) == (
         "image AUROC 0.971 clean, not attacked | 4 attacks skipped | 1 of 2 checks passed, 1 warned"
     )
@@ -119,12 +124,12 @@ def test_a_worst_case_over_no_attack_is_no_result() -> None:
 
 def test_a_median_that_never_flips_is_told_apart_from_one_that_was_not_measured() -> None:
     content = metrics(0.4)
-    found = card_of(content)["numbers"]["minimal_eps"]
+    found = written(content)["numbers"]["minimal_eps"]
     shares = ("never_flipped", "never_flipped_normals", "never_flipped_anomalies")
     assert [found[name] for name in shares] == [1 / 8, 0, 1 / 4]
-    values = [math.inf, None, *[0.01] * 6]
-    content["minimal_eps"] |= {"median_normals": math.inf, "values": values}
-    found = card_of(content)["numbers"]["minimal_eps"]
+    values = ["inf", "inf", *[0.01] * 6]
+    content["minimal_eps"] |= {"median_normals": "inf", "values": values}
+    found = written(content)["numbers"]["minimal_eps"]
     assert found["median_normals"] is None
     assert [found[name] for name in shares] == [1 / 4, 1 / 2, 0]
 
@@ -132,7 +137,7 @@ def test_a_median_that_never_flips_is_told_apart_from_one_that_was_not_measured(
 def test_a_failed_check_makes_it_unreliable_whatever_the_flag_says() -> None:
     content = {**metrics(0.4, checks=[*CHECKS, FAILED]), "unreliable": False}
     card = card_of(content)
-    assert card["unreliable"]
+    assert card.unreliable
     assert headline(card).startswith("UNRELIABLE: S14 fails | image AUROC 0.971 clean, 0.400")
     assert headline(card).endswith("1 of 3 checks passed, 1 warned")
     both = card_of(metrics(0.4, checks=[FAILED, {**FAILED, "id": "S2"}]))
@@ -140,23 +145,24 @@ def test_a_failed_check_makes_it_unreliable_whatever_the_flag_says() -> None:
 
 
 def test_an_evaluation_without_extras_gives_a_card() -> None:
-    content = {key: metrics(0.4)[key] for key in ("protocol", "clean", "attacked")}
+    parts = ("patchguard_metrics", "protocol", "clean", "attacked", "scores")
+    content = {key: metrics(0.4)[key] for key in parts}
     for entry in content["attacked"]:
-        for extra in ("intervals", "winners", "floor"):
-            entry.pop(extra, None)
-        for row in entry["rows"].values():
-            row.pop("pixel", None)
-    card = card_of(content)
+        entry.pop("winners", None)
+        image = {"auroc": entry["rows"]["both"]["image"]["auroc"]}
+        entry["rows"] = {"both": {"image": image}}
+    card = written(content)
     assert card["numbers"]["minimal_eps"] is None and card["checks"]["list"] == []
     assert card["numbers"]["attacked"][0]["pixel_auroc"] is None
     assert card["numbers"]["attacked"][0]["image_auroc_interval"] is None
     assert not card["unreliable"]
-    assert headline(card).endswith("unchecked: no self-check was run")
-    assert "pixel" not in headline(card)
+    line = headline(card_of(content))
+    assert line.endswith("unchecked: no self-check was run")
+    assert "pixel" not in line
 
 
 def test_what_is_not_finite_is_null() -> None:
-    card = card_of(metrics(math.nan))
+    card = written(metrics(math.nan))
     assert card["numbers"]["attacked"][0]["image_auroc"] is None
     assert card["numbers"]["attacked"][0]["legacy_gap"] is None
 
@@ -176,7 +182,7 @@ def test_what_is_not_finite_is_null() -> None:
 def test_the_radius_of_chance_is_interpolated(
     clean: float, aurocs: tuple[float, ...], expected: float | None
 ) -> None:
-    found = eps_at_chance(card_of(curve(*aurocs, clean=clean)), "linf")
+    found = card_of(curve(*aurocs, clean=clean)).eps_at_chance("linf")
     assert found is None if expected is None else found == pytest.approx(expected)
 
 
@@ -221,7 +227,7 @@ def test_the_headline_radius_is_near_4_255_or_in_the_middle() -> None:
 
 def test_a_card_survives_the_round_trip(tmp_path: Path) -> None:
     card = card_of(metrics(0.4))
-    assert read_card(write_card(card, tmp_path / "card.json")) == card
+    assert read_as(Card, write_json(card, tmp_path / "card.json")) == card
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_a_card_survives_the_round_trip(tmp_path: Path) -> None:
         (("patchguard_card",), 2, "patchguard_card is 2"),
         (("detector", "sha256"), "abc", "detector.sha256"),
         (("detector", "parameters"), True, "detector.parameters"),
-        (("data",), [], "data is []; it must be a JSON object"),
+        (("data",), [], "data is [] (input should be"),
         (("protocol", "skipped"), {"apgd": None}, "protocol.skipped"),
         (("protocol", "legacy_steps"), 2.5, "protocol.legacy_steps"),
         (("protocol", "threats", 0, "eps"), "1/255", "protocol.threats[0].eps"),
@@ -246,7 +252,7 @@ def test_a_card_survives_the_round_trip(tmp_path: Path) -> None:
 def test_a_damaged_field_is_named_in_one_line(
     tmp_path: Path, path: tuple[Any, ...], value: Any, field: str
 ) -> None:
-    card = card_of(metrics(0.4))
+    card = written(metrics(0.4))
     part: Any = card
     for key in path[:-1]:
         part = part[key]
@@ -254,30 +260,24 @@ def test_a_damaged_field_is_named_in_one_line(
     file = tmp_path / "card.json"
     file.write_text(json.dumps(card))
     with pytest.raises(PatchGuardError) as failure:
-        read_card(file)
+        read_as(Card, file)
     message = str(failure.value)
-    assert message.startswith(f"{file}: ") and field in message and "\n" not in message
+    assert message.startswith(str(file)) and field in message and "\n" not in message
 
 
 def test_a_hidden_failure_is_refused(tmp_path: Path) -> None:
-    card = {**card_of(metrics(0.4, checks=[FAILED])), "unreliable": False}
+    card = {**written(metrics(0.4, checks=[FAILED])), "unreliable": False}
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(card))
     with pytest.raises(PatchGuardError, match="unreliable is False; it must be true"):
-        write_card(card, tmp_path / "card.json")
+        read_as(Card, file)
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{}", "\x00", "NaN"])
 def test_what_is_no_card_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "card.json"
     file.write_text(content)
-    with pytest.raises(PatchGuardError, match=r"card\.json: "):
-        read_card(file)
+    with pytest.raises(PatchGuardError, match=r"card\.json is damaged: .*; evaluate the detector"):
+        read_as(Card, file)
     with pytest.raises(PatchGuardError, match=r"nothing\.json: cannot be read"):
-        read_card(tmp_path / "nothing.json")
-
-
-@pytest.mark.parametrize("missing", ["protocol", "clean", "attacked"])
-def test_metrics_without_a_part_are_named(missing: str) -> None:
-    content = metrics(0.4)
-    del content[missing]
-    with pytest.raises(PatchGuardError, match=f"{missing} is missing"):
-        card_of(content)
+        read_as(Card, tmp_path / "nothing.json")
