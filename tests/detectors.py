@@ -1,9 +1,9 @@
-"""Detectors whose worst case is known in closed form."""
+"""Detectors whose worst case is known in closed form, and others that are hard to attack."""
 
 import torch
 from torch import Tensor, nn
 
-from patchguard.detector import Detection, Detector
+from patchguard.detector import Detection, Detector, Inspection
 
 
 class Linear(Detector):
@@ -47,3 +47,48 @@ def _highest(weight: Tensor, images: Tensor, eps: float, norm: str) -> Tensor:
         moved = torch.minimum((eps - before).clamp_min(0), room)
     clean = (images.double() * weight).sum((1, 2, 3))
     return (clean + (moved * slope).sum(1)).float()
+
+
+class Wave(Linear):
+    """A score that oscillates along the gradient: a search may well end below a smaller one."""
+
+    def forward(self, images: Tensor) -> Detection:
+        plain = super().forward(images)
+        return plain._replace(score=torch.sin(5 * plain.score))
+
+
+class Ripples(Linear):
+    """A score that oscillates in every pixel: the gradient at an image misleads."""
+
+    def forward(self, images: Tensor) -> Detection:
+        plain = super().forward(images)
+        return plain._replace(score=torch.sin(plain.anomaly_map).sum((1, 2)))
+
+
+class Network(Detector):
+    """A small random network with dropout: the score is the mean of the highest patch logits."""
+
+    def __init__(self, seed: int = 1, highest: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(16, 16, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Dropout(0.5),
+            nn.Conv2d(16, 1, 3, padding=1),
+        )
+        for parameter in self.parameters():
+            parameter.data *= 2
+        self.highest = highest
+
+    def inspect(self, images: Tensor) -> Inspection:
+        logits = self.layers(4 * images - 2)[:, 0]
+        score = logits.flatten(1).topk(self.highest).values.mean(1)
+        pixels = nn.functional.interpolate(logits[:, None], images.shape[2:])[:, 0]
+        return Inspection(score, pixels, logits)
+
+    def forward(self, images: Tensor) -> Detection:
+        seen = self.inspect(images)
+        return Detection(seen.score, seen.anomaly_map)

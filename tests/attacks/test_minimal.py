@@ -5,6 +5,7 @@ import torch
 from adv_lib.attacks.fast_adaptive_boundary import fab
 from torch import Tensor, nn
 
+from attack_batch import LABELS, generator
 from detectors import Linear
 from patchguard.attacks.balls import BALLS
 from patchguard.attacks.minimal import MinimalEps
@@ -13,27 +14,6 @@ from patchguard.attacks.pgd import PGD
 from patchguard.detector import Detection, Detector
 
 NORM = pytest.mark.parametrize("norm", BALLS)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def linear() -> Linear:
-    return Linear(torch.randn(3, 8, 8, generator=generator()))
-
-
-@pytest.fixture
-def images() -> Tensor:
-    """Some values on the box."""
-    images = torch.rand(6, 3, 8, 8, generator=generator(1))
-    images[:, :, 0] = 0.0
-    images[:, :, 1] = 1.0
-    return images
-
-
-LABELS = torch.tensor([True, False] * 3)
 
 
 class Curved(Detector):

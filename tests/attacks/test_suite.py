@@ -10,17 +10,12 @@ from torch import Tensor
 from detectors import Linear
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.suite import ATTACKS, Member, build, members
+from patchguard.attacks.suite import Member, build, members
 from patchguard.config import SUITES, ThreatConfig, load_suite, parse_size
-from patchguard.detector import Detection, Detector, Inspection
+from patchguard.detector import Detector, Inspection
 from patchguard.errors import PatchGuardError
 
 BUILT_IN = sorted(path.stem for path in SUITES.glob("*.yaml"))
-BATCH = (
-    torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
-    torch.tensor([True, False] * 4),
-    torch.zeros(8, 8, 8),
-)
 
 
 def context() -> ObjectiveContext:
@@ -70,45 +65,57 @@ def test_a_size_that_makes_no_sense_is_refused(norm: str, text: str) -> None:
         ({"attack": "fgsm"}, "no attack 'fgsm'; known: apgd"),
         ({"attack": ["pgd"]}, "no attack \\['pgd'\\]"),
         ({"attack": "pgd", "objective": "scores"}, "no objective 'scores'"),
-        ({"attack": "pgd", "step": 3}, "no setting of pgd 'step'"),
+        (
+            {"attack": "pgd", "step": 3},
+            "pgd: no setting 'step'; known: name, objective, rounds, start, s",
+        ),
         ({"attack": "pgd", "starts": ["zero"]}, "no start 'zero'"),
-        ({"attack": "pgd", "starts": "odi"}, "starts of pgd is 'odi'; it must be a list"),
-        ({"attack": "pgd", "starts": [["odi"]]}, "starts of pgd"),
-        ({"attack": "pgd", 3: 4}, "no setting of pgd 3"),
-        ({"attack": "pgd", "objective": 3}, "objective of pgd is 3"),
+        ({"attack": "pgd", "starts": "odi"}, "pgd: starts is 'odi': input should be a valid list"),
+        ({"attack": "pgd", "starts": [["odi"]]}, "pgd: starts is .*a valid string"),
+        ({"attack": "pgd", 3: 4}, "pgd: no setting 3"),
+        (
+            {"attack": "pgd", "objective": 3},
+            "pgd: objective is 3: .*a valid string or .*dictionary",
+        ),
         ({"attack": "pgd", "objective": {"k": 3}}, "no objective None"),
         ({"attack": "pgd", "objective": {"name": ["score"]}}, "no objective"),
-        ({"attack": "pgd", "objective": {"name": "score", "k": 3}}, "option 'k' is unknown"),
+        (
+            {"attack": "pgd", "objective": {"name": "score", "k": 3}},
+            "score: no setting 'k'; known: none",
+        ),
         ({"attack": "pgd", "objective": {"name": "top_k", "k": "3"}}, "k is '3'"),
-        ({"attack": "pgd", "objective": {"name": "top_k", 3: 3}}, "option 3 is unknown"),
-        ({"attack": "pgd", "name": 3}, "name of pgd is 3; it must be a text"),
-        ({"attack": "pgd", "steps": "ten"}, "steps of pgd is 'ten'; it must be a whole number"),
-        ({"attack": "pgd", "steps": 2.5}, "steps of pgd is 2.5"),
-        ({"attack": "pgd", "steps": True}, "steps of pgd is True"),
-        ({"attack": "pgd", "steps": 0}, "steps of pgd is 0; it must be above 0"),
-        ({"attack": "pgd", "step_size": math.inf}, "step_size of pgd is inf"),
-        ({"attack": "pgd", "step_size": "1"}, "step_size of pgd is '1'; it must be a number"),
-        ({"attack": "pgd", "start": -1}, "start of pgd is -1; it must be 0 or more"),
-        ({"attack": "pgd", "rounds": "two"}, "rounds of pgd is 'two'"),
-        ({"attack": "pgd", "rounds": 0}, "rounds of pgd is 0"),
-        ({"attack": "pgd", "source": "twin"}, "no setting of pgd 'source'"),
-        ({"attack": "square", "queries": -1}, "queries of square is -1"),
-        ({"attack": "noise", "draws": 0}, "draws of noise is 0"),
-        ({"attack": "noise", "starts": ["image"]}, "no setting of noise 'starts'"),
-        ({"attack": "nes", "samples": 3}, "samples is 3; it must be even"),
-        ({"attack": "simba", "basis": "haar"}, "basis of simba is 'haar'; it must be pixel or dct"),
-        ({"attack": "universal", "shared": 1}, "shared of universal is 1; it must be true or fal"),
-        ({"attack": "apgd", "radii": 2}, "radii of apgd is 2; it must be a list, each of it a num"),
-        ({"attack": "apgd", "radii": [2, "1"]}, "radii of apgd"),
-        ({"attack": "apgd", "radii": [2, 1.5]}, "the last must be 1"),
-        ({"attack": "apgd", "radii": [0.5, 1]}, "at least 1"),
+        (
+            {"attack": "pgd", "objective": {"name": "top_k", 3: 3}},
+            "top_k: no setting 3; known: k, share",
+        ),
+        ({"attack": "pgd", "name": 3}, "pgd: name is 3: input should be a valid string"),
+        ({"attack": "pgd", "steps": "ten"}, "pgd: steps is 'ten': input should be a valid integer"),
+        ({"attack": "pgd", "steps": 2.5}, "pgd: steps is 2.5: .*integer"),
+        ({"attack": "pgd", "steps": True}, "pgd: steps is True: .*integer"),
+        ({"attack": "pgd", "steps": 0}, "pgd: steps is 0: .*greater than or equal to 1"),
+        ({"attack": "pgd", "step_size": math.inf}, "pgd: step_size is inf: .*finite"),
+        ({"attack": "pgd", "step_size": "1"}, "pgd: step_size is '1': .*a valid number"),
+        ({"attack": "pgd", "start": -1}, "pgd: start is -1: .*greater than or equal to 0"),
+        ({"attack": "pgd", "rounds": "two"}, "pgd: rounds is 'two'"),
+        ({"attack": "pgd", "rounds": 0}, "pgd: rounds is 0"),
+        ({"attack": "pgd", "source": "twin"}, "pgd: no setting 'source'"),
+        ({"attack": "square", "queries": -1}, "square: queries is -1"),
+        ({"attack": "noise", "draws": 0}, "noise: draws is 0"),
+        ({"attack": "noise", "starts": ["image"]}, "noise: no setting 'starts'"),
+        ({"attack": "nes", "samples": 3}, "nes: samples is 3: input should be a multiple of 2"),
+        ({"attack": "simba", "basis": "haar"}, "simba: basis is 'haar': .*'pixel' or 'dct'"),
+        ({"attack": "universal", "shared": 1}, "universal: shared is 1: .*boolean"),
+        ({"attack": "apgd", "radii": 2}, "apgd: radii is 2: .*Sequence"),
+        ({"attack": "apgd", "radii": [2, "1"]}, "apgd: radii is .*number"),
+        ({"attack": "apgd", "radii": [2, 1.5]}, "the last should be 1"),
+        ({"attack": "apgd", "radii": [0.5, 1]}, "apgd: radii is .*than or equal to 1"),
         ({"attack": "transfer"}, "transfer needs a `source`"),
-        ({"attack": "transfer", "source": 3}, "source of transfer is 3"),
-        ({"attack": "legacy", "objective": "score"}, "no setting of legacy 'objective'"),
-        ({"attack": "legacy", "starts": ["odi"]}, "no setting of legacy 'starts'"),
-        ({"attack": "legacy", "start": 1.0}, "no setting of legacy 'start'"),
-        ({"attack": "legacy", "step_size": 1.0}, "no setting of legacy 'step_size'"),
-        ({"attack": "legacy", "rounds": 2}, "no setting of legacy 'rounds'"),
+        ({"attack": "transfer", "source": 3}, "transfer: source is 3"),
+        ({"attack": "legacy", "objective": "score"}, "legacy: no setting 'objective'"),
+        ({"attack": "legacy", "starts": ["odi"]}, "legacy: no setting 'starts'"),
+        ({"attack": "legacy", "start": 1.0}, "legacy: no setting 'start'"),
+        ({"attack": "legacy", "step_size": 1.0}, "legacy: no setting 'step_size'"),
+        ({"attack": "legacy", "rounds": 2}, "legacy: no setting 'rounds'"),
         ({"attack": "legacy", "name": "pgd"}, "name of attack legacy cannot be 'pgd'"),
         ({"attack": "pgd", "name": "legacy"}, "name of attack pgd cannot be 'legacy'"),
         ({"attack": "patch"}, "patch score attacks in patch, not in linf"),
@@ -117,6 +124,7 @@ def test_a_size_that_makes_no_sense_is_refused(norm: str, text: str) -> None:
 def test_an_entry_that_is_wrong_is_named(entry: dict[str, object], complaint: str) -> None:
     with pytest.raises(PatchGuardError, match=complaint) as raised:
         members(ThreatConfig(eps=["1/255"], attacks=[entry]))
+    assert str(raised.value).startswith(("suite: ", "objective "))
     assert "\n" not in str(raised.value)
 
 
@@ -141,78 +149,11 @@ def entries(norm: str, **entry: object) -> list[Member]:
     return members(ThreatConfig(eps=[eps], norm=norm, attacks=[entry]))  # type: ignore[arg-type]
 
 
-SMALL: dict[str, dict[str, object]] = {
-    "pgd": {"steps": 3, "starts": ["uniform", "image"]},
-    "apgd": {"steps": 6, "radii": [2, 1.5, 1]},
-    "square": {"queries": 12, "starts": ["uniform", "image"]},
-    "simba": {"queries": 11},
-    "nes": {"steps": 3, "samples": 6},
-    "noise": {"draws": 10},
-    "pgd-l0": {"steps": 4},
-    "sigma-zero": {"steps": 4},
-    "patch": {"steps": 4, "probes": 2},
-    "universal": {"steps": 3},
-    "transfer": {"steps": 5, "source": "twin", "starts": ["uniform", "image"]},
-    "legacy": {"steps": 4},
-}
-NORMS = {"pgd-l0": "l0", "sigma-zero": "l0", "patch": "patch"}
-EPS = {"linf": [0.01, 0.02], "l0": [2, 5], "patch": [0.1, 0.2]}
-each_kind = pytest.mark.parametrize("kind", ATTACKS)
-
-
-class Counting(Linear):
-    """Counts the images that pass it, forward and backward."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)))
-        self.passed = 0
-
-    def forward(self, images: Tensor) -> Detection:
-        detection = super().forward(images)
-        self.count(images)
-        if detection.score.requires_grad:
-            detection.anomaly_map.register_hook(self.count)
-        return detection
-
-    def count(self, passing: Tensor) -> None:
-        self.passed += len(passing)
-
-
-@each_kind
-def test_passes_tell_what_an_attack_costs(kind: str) -> None:
-    norm, counting = NORMS.get(kind, "linf"), Counting()
-    (member,) = entries(norm, attack=kind, **SMALL[kind])
-    attack = build(member, norm, context(), {"twin": counting})
-    attack(counting, *BATCH, eps=EPS[norm], generator=torch.Generator().manual_seed(0))
-    cost = counting.passed / 2 / len(BATCH[0]) / len(EPS[norm])
-    assert cost / 1.5 <= member.passes <= cost * 1.5
-
-
 def test_rounds_cost_each_its_passes() -> None:
     once, twice = (
         entries("linf", attack="apgd", objective="rank", rounds=rounds)[0] for rounds in (1, 2)
     )
     assert twice.passes == 2 * once.passes
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@each_kind
-def test_attacks_run_where_the_images_are(kind: str) -> None:
-    norm, detector = NORMS.get(kind, "linf"), Counting().cuda()
-    images, labels, masks = (part.cuda() for part in BATCH)
-    (member,) = entries(norm, attack=kind, **SMALL[kind])
-    attack = build(member, norm, context(), {"twin": detector})
-    swept = attack(
-        detector,
-        images,
-        labels,
-        masks,
-        eps=EPS[norm],
-        generator=torch.Generator("cuda").manual_seed(0),
-    )
-    for eps, attacked in zip(EPS[norm], swept, strict=True):
-        assert attacked.device == images.device
-        assert (attack.ball.size(attacked - images) <= eps * (1 + 1e-6)).all()
 
 
 class Curved(Linear):

@@ -17,10 +17,9 @@ def started(known: Perturbations, index: Tensor, flips: Tensor, images: Tensor) 
     """The change of the images at the start of an attack on them."""
     detector = Linear(torch.ones(3, 4, 4))
     labels, masks = torch.zeros(len(images)), torch.zeros(len(images), 4, 4)
-    problem = Problem(detector, images, labels, masks, image_score, image_score)
-    start = known.start(index, flips)
     generator = torch.Generator().manual_seed(0)
-    return start(PGD(image_score), problem, EPS, generator) - images
+    problem = Problem(detector, images, labels, masks, image_score, image_score, generator)
+    return known.start(index, flips)(PGD(image_score), problem, EPS) - images
 
 
 def test_an_attack_goes_on_from_where_it_left_an_image_however_it_is_flipped() -> None:

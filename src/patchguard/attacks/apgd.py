@@ -11,16 +11,30 @@ far the chosen values go, which is ours. Nothing asks whether an image is fooled
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
-from patchguard.attacks.balls import BALLS, LINF, Ball, movable
-from patchguard.attacks.objectives import Objective
-from patchguard.errors import PatchGuardError
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
+from patchguard.attacks.balls import BALLS, movable
+from patchguard.attacks.settings import Count
 
 
+def _ends_in_the_ball(radii: Sequence[float]) -> Sequence[float]:
+    if not radii or radii[-1] != 1:
+        raise PydanticCustomError("radii", "the last should be 1")
+    return radii
+
+
+Radius = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+Radii = Annotated[Sequence[Radius], AfterValidator(_ends_in_the_ball)]
+
+
+@dataclass(kw_only=True)
 class APGD(Attack):
     """Steps whose length and sparsity follow, per image, from how the search goes.
 
@@ -30,46 +44,15 @@ class APGD(Attack):
     It costs ``steps`` gradient passes per start, and one forward pass for each of the radii.
 
     Args:
-        objective: what is climbed, per image.
-        judge: by what the best image is chosen; the objective itself when absent.
-        ball: the threat model.
-        starts: how each restart begins; one random start when absent.
         steps: gradient passes per restart.
         radii: multiples of eps to search in, one after the other, each from the best point of the
             one before; the last is 1 and gets 40 % of the steps, the others share the rest.
-        eval_mode: attack the detector in eval mode (dropout off).
-
-    Raises:
-        PatchGuardError: radii below 1, or that do not end with 1.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        starts: Sequence[Start] | None = None,
-        steps: int = 100,
-        radii: Sequence[float] = (1.0,),
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=ball, starts=starts, eval_mode=eval_mode)
-        if not radii or min(radii) < 1 or radii[-1] != 1:
-            raise PatchGuardError(
-                f"the radii are {list(radii)}; they must be at least 1 and the last must be 1"
-            )
-        self.steps = steps
-        self.radii = radii
+    steps: Count = 100
+    radii: Radii = (1.0,)
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         done = 0
         for radius, steps in self._stages():
             first = self.project(first, problem.images, radius * eps)

@@ -2,20 +2,24 @@
 
 An attack takes ``(detector, images, labels, masks, eps=[...])`` and returns attacked images for
 each eps. It never stops early and never skips an image: AUROC depends on every score. A relative
-overrides :meth:`Attack.search`, the search from one start, or one of the three hooks.
+is a dataclass whose fields are its settings; it overrides :meth:`Attack.search`, the search from
+one start, or one of the three hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from patchguard.attacks.balls import LINF, Ball
 from patchguard.attacks.objectives import Objective
+from patchguard.attacks.settings import Settings
 from patchguard.detector import Detector, Inspection
 from patchguard.errors import PatchGuardError
 
@@ -26,6 +30,10 @@ gradients of weights are needed."""
 
 class NotDifferentiable(PatchGuardError):
     """The detector's outputs carry no gradient with respect to the images."""
+
+
+def _go_on() -> None:
+    """What is done at each step where nobody may want to stop."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Problem:
         masks: [B, H, W], the anomalous fraction of each pixel, in [0, 1].
         objective: what is climbed.
         judge: by what the best image is chosen: the true score.
+        generator: source of all random draws, on the device of the images.
+        each_step: called before every look at the detector; what it raises ends the attack.
     """
 
     detector: Detector
@@ -47,10 +57,13 @@ class Problem:
     masks: Tensor
     objective: Objective
     judge: Objective
+    generator: torch.Generator | None = None
+    each_step: Callable[[], None] = _go_on
 
     @torch.no_grad()
     def judged(self, attacked: Tensor) -> Tensor:
         """The true value [B] of attacked images."""
+        self.each_step()
         return self._of(self.judge, self.detector.inspect(attacked), 1.0)
 
     def gradient(self, attacked: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,6 +79,7 @@ class Problem:
         Raises:
             NotDifferentiable: the outputs are cut off from the images.
         """
+        self.each_step()
         attacked = attacked.detach().requires_grad_()
         seen = self.detector.inspect(attacked)
         value = self._of(self.objective, seen, progress)
@@ -109,38 +123,43 @@ class Best:
         self.values = torch.where(better, values, self.values)
 
 
-class Attack:
+def at_image(attack: Attack, problem: Problem, eps: float) -> Tensor:
+    """The image itself."""
+    return problem.images
+
+
+def uniform(attack: Attack, problem: Problem, eps: float) -> Tensor:
+    """A random point of the ball."""
+    return attack.random_start(problem.images, eps, problem.generator)
+
+
+Start = Callable[["Attack", Problem, float], Tensor]
+"""A point [B, 3, H, W] of the ball of radius eps, from (attack, problem, eps)."""
+
+Starts = Annotated[Sequence[Start], Field(min_length=1)]
+
+
+@dataclass(kw_only=True)
+class Attack(Settings):
     """An attack on any detector, towards a larger true value of every image.
 
     Args:
         objective: what is climbed, per image.
         judge: by what the best image is chosen; the objective itself when absent.
         ball: the threat model.
-        starts: how each restart begins, one random start when absent; the best of all is kept.
-            From the second eps on the result of the smaller eps takes the place of the first.
+        starts: how each restart begins; the best of all is kept. From the second eps on the result
+            of the smaller eps takes the place of the first.
         eval_mode: attack the detector in eval mode (dropout off).
-
-    Attributes:
         keep_best: the result is the best image; without, it is where the last search ends, and
             each eps begins anew.
     """
 
-    keep_best = True
-
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        starts: Sequence[Start] | None = None,
-        eval_mode: bool = True,
-    ) -> None:
-        self.objective = objective
-        self.judge = judge or objective
-        self.ball = ball
-        self.starts = starts or (uniform,)
-        self.eval_mode = eval_mode
+    objective: Objective = field(kw_only=False)
+    judge: Objective | None = None
+    ball: Ball = LINF
+    starts: Starts = (uniform,)
+    eval_mode: bool = True
+    keep_best: bool = field(default=True, init=False)
 
     def __call__(
         self,
@@ -152,6 +171,7 @@ class Attack:
         eps: Sequence[float],
         generator: torch.Generator | None = None,
         warm: Tensor | None = None,
+        each_step: Callable[[], None] = _go_on,
     ) -> list[Tensor]:
         """Attacked images [B, 3, H, W], one batch for each eps.
 
@@ -168,6 +188,7 @@ class Attack:
             generator: source of all random draws, on the device of the images.
             warm: result of an eps smaller than all of these, to go on from; projected onto the
                 first ball where it lies outside.
+            each_step: called before every look at the detector; what it raises ends the attack.
 
         Raises:
             NotDifferentiable: an attack by gradients on outputs without any.
@@ -176,7 +197,16 @@ class Attack:
         if not eps or list(eps) != sorted(eps):
             raise PatchGuardError(f"the radii of an attack must ascend: {list(eps)} do not")
         results: list[Tensor] = []
-        problem = Problem(detector, images, labels.bool(), masks, self.objective, self.judge)
+        problem = Problem(
+            detector,
+            images,
+            labels.bool(),
+            masks,
+            self.objective,
+            self.judge or self.objective,
+            generator,
+            each_step,
+        )
         with attackable(detector, self.eval_mode):
             best = Best(images)
             if self.keep_best:
@@ -185,25 +215,16 @@ class Attack:
                     inside = self._inside(warm, images, eps[0])
                     best.update(inside, problem.judged(inside))
             for radius in eps:
-                for restart, start in enumerate(self.starts):
+                for restart, start in enumerate(self.restarts):
                     go_on = restart == 0 and (warm is not None or bool(results))
                     first = (
-                        best.images
-                        if go_on and self.keep_best
-                        else start(self, problem, radius, generator)
+                        best.images if go_on and self.keep_best else start(self, problem, radius)
                     )
-                    last = self.search(problem, first, radius, best, generator)
+                    last = self.search(problem, first, radius, best)
                 results.append(best.images if self.keep_best else last)
         return results
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         """The last point of a search from ``first``.
 
         Where the best image is kept, ``best`` has seen that of the search, of all its points in
@@ -218,11 +239,16 @@ class Attack:
         A forward pass alone counts :data:`FORWARD`; what starts cost is left out.
         """
         known = 2 * FORWARD if self.keep_best else 0
-        return known + len(self.starts) * self.cost()
+        return known + len(self.restarts) * self.cost()
 
     def cost(self) -> float:
         """Of one search, in the unit of :attr:`passes`."""
         raise NotImplementedError
+
+    @property
+    def restarts(self) -> Sequence[Start]:
+        """How each of its searches begins."""
+        return self.starts
 
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         """A random point of the ball and the box."""
@@ -241,24 +267,6 @@ class Attack:
         outside = self.ball.size(attacked - images) > eps * (1 + 1e-6)
         projected = self.project(attacked, images, eps)
         return torch.where(outside[:, None, None, None], projected, attacked)
-
-
-Start = Callable[[Attack, Problem, float, torch.Generator | None], Tensor]
-"""A point [B, 3, H, W] of the ball of radius eps, from (attack, problem, eps, generator)."""
-
-
-def at_image(
-    attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
-) -> Tensor:
-    """The image itself."""
-    return problem.images
-
-
-def uniform(
-    attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
-) -> Tensor:
-    """A random point of the ball."""
-    return attack.random_start(problem.images, eps, generator)
 
 
 @contextmanager

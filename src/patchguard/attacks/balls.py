@@ -9,12 +9,13 @@ onto the l2 ball is ``min(s |d|, room)`` and that onto the l1 ball ``min((|d| - 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class Ball(Protocol):
     """A norm ball around each image of a batch, cut by the box [0, 1].
 
@@ -54,6 +55,7 @@ class Ball(Protocol):
         ...
 
 
+@runtime_checkable
 class NormBall(Ball, Protocol):
     """A ball of an lp norm, whose distance to a hyperplane is known in closed form."""
 

@@ -7,6 +7,7 @@ attack" (FAB, ICML 2020), for the one boundary where the score is the threshold.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from torch import Tensor
 from patchguard.attacks.attack import Problem, attackable
 from patchguard.attacks.balls import LINF, NormBall
 from patchguard.attacks.objectives import image_score
+from patchguard.attacks.settings import Count, Settings
 from patchguard.detector import Detector
 
 
-class MinimalEps:
+@dataclass(kw_only=True)
+class MinimalEps(Settings):
     """An upper bound, often tight, of the eps at which an image changes sides.
 
     Each step linearises the score, goes to the nearest point where that is the threshold, a little
@@ -35,10 +38,9 @@ class MinimalEps:
             half as far as the best point.
     """
 
-    def __init__(self, *, ball: NormBall = LINF, steps: int = 100, restarts: int = 1) -> None:
-        self.ball = ball
-        self.steps = steps
-        self.restarts = restarts
+    ball: NormBall = LINF
+    steps: Count = 100
+    restarts: Count = 1
 
     def __call__(
         self,

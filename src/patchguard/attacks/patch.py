@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
-from patchguard.attacks.balls import kept_worth, to_the_end
-from patchguard.attacks.objectives import Objective
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
+from patchguard.attacks.balls import Ball, kept_worth, to_the_end
+from patchguard.attacks.settings import Count, Natural, Positive
 from patchguard.attacks.square import square_at, squares
 
 
@@ -65,6 +66,7 @@ class Patch:
 PATCH_BALL = Patch()
 
 
+@dataclass(kw_only=True)
 class LocalPatch(Attack):
     """A square whose place is searched and whose content is then climbed by signs of gradients.
 
@@ -73,47 +75,21 @@ class LocalPatch(Attack):
     few steps; the best of them, image by image, is climbed to the end.
 
     Args:
-        objective: what is climbed, per image.
-        judge: by what the best place and image are chosen; the objective itself when absent.
-        starts: how each restart begins; a random square when absent.
         steps: gradient steps at the chosen place.
         places: candidates ranked by the gradient.
         random_places: random candidates.
         probes: gradient steps at each candidate.
         stride: the first step, in pixel space; it shortens to 0.
-        eval_mode: attack the detector in eval mode (dropout off).
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        starts: Sequence[Start] | None = None,
-        steps: int = 50,
-        places: int = 4,
-        random_places: int = 2,
-        probes: int = 4,
-        stride: float = 0.5,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(
-            objective, judge=judge, ball=PATCH_BALL, starts=starts, eval_mode=eval_mode
-        )
-        self.steps = steps
-        self.places = places
-        self.random_places = random_places
-        self.probes = probes
-        self.stride = stride
+    ball: Ball = field(default=PATCH_BALL, init=False)
+    steps: Count = 50
+    places: Natural = 4
+    random_places: Natural = 2
+    probes: Natural = 4
+    stride: Positive = 0.5
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         images, probed = problem.images, Best(first)
         gradient, _, _ = problem.gradient(images, 0.0)
         filled = torch.where(gradient > 0, 1.0, torch.where(gradient < 0, 0.0, images))
@@ -122,7 +98,7 @@ class LocalPatch(Attack):
         if changed.any():
             inside = changed & self._around(first, images, eps, gains)
             self._climb(problem, first, inside, self.probes, probed)
-        for inside in self._candidates(gains, eps, generator):
+        for inside in self._candidates(gains, eps, problem.generator):
             start = torch.where(inside, filled, images)
             self._climb(problem, start, inside, self.probes, probed)
         best.update(probed.images, probed.values)

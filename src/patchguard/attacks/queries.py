@@ -8,20 +8,19 @@ stronger, its gradients are masked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start, at_image
-from patchguard.attacks.balls import LINF, Ball
-from patchguard.attacks.objectives import Objective
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Starts, at_image
 from patchguard.attacks.pgd import PGD
-from patchguard.errors import PatchGuardError
+from patchguard.attacks.settings import Count, Positive
 
 
+@dataclass(kw_only=True)
 class SimBA(Attack):
     """Steps along single pixels or frequencies, kept where the true value grows.
 
@@ -29,52 +28,26 @@ class SimBA(Attack):
     better way is kept if it improves (Guo et al. 2019).
 
     Args:
-        objective: the judge, when there is no other.
-        judge: what is climbed and by what the best image is chosen.
-        ball: the threat model.
-        starts: how each restart begins; one at the image when absent.
         basis: single values of single pixels, or the low frequencies of the cosine transform.
         frequencies: lowest frequencies of each axis that the basis has, for ``dct``.
         step: largest change that one step makes to a value, as a multiple of eps; 1 for pixels
             and 0.35 for frequencies, which share their pixels, when absent.
         queries: forward passes per restart.
-        eval_mode: attack the detector in eval mode (dropout off).
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        starts: Sequence[Start] | None = None,
-        basis: Literal["pixel", "dct"] = "dct",
-        frequencies: int = 28,
-        step: float | None = None,
-        queries: int = 5000,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(
-            objective, judge=judge, ball=ball, starts=starts or (at_image,), eval_mode=eval_mode
-        )
-        self.basis = basis
-        self.frequencies = frequencies
-        self.step = (1.0 if basis == "pixel" else 0.35) if step is None else step
-        self.queries = queries
+    starts: Starts = (at_image,)
+    basis: Literal["pixel", "dct"] = "dct"
+    frequencies: Count = 28
+    step: Positive | None = None
+    queries: Count = 5000
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         current = Best(first)
         current.update(first, problem.judged(first))
+        step = self._step()
         rows, columns = (self._axis(length, first) for length in first.shape[-2:])
         vectors = 3 * len(rows) * len(columns)
-        draws = torch.rand(len(first), vectors, generator=generator, device=first.device)
+        draws = torch.rand(len(first), vectors, generator=problem.generator, device=first.device)
         order = draws.argsort(1)
         for pair in range((self.queries - 1) // 2):
             chosen = order[:, pair % vectors]
@@ -84,7 +57,7 @@ class SimBA(Attack):
             vector = wave * torch.eye(3, device=first.device)[channel][:, :, None, None]
             origin = current.images
             for sign in (-1, 1):
-                moved = origin + sign * self.step * eps * vector
+                moved = origin + sign * step * eps * vector
                 proposal = self.project(moved, problem.images, eps)
                 current.update(proposal, problem.judged(proposal))
         best.update(current.images, current.values)
@@ -92,6 +65,11 @@ class SimBA(Attack):
 
     def cost(self) -> float:
         return FORWARD * self.queries
+
+    def _step(self) -> float:
+        if self.step is not None:
+            return self.step
+        return 1.0 if self.basis == "pixel" else 0.35
 
     def _axis(self, length: int, like: Tensor) -> Tensor:
         """One factor [F, length] of the basis vectors along an axis, its largest value near 1."""
@@ -102,14 +80,13 @@ class SimBA(Attack):
         return torch.cos(math.pi / length * frequency * (place + 0.5))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Estimated(Problem):
     """A problem whose gradient is estimated from true values, now and before."""
 
     samples: int
     sigma: float
     momentum: float
-    generator: torch.Generator | None
     memory: Tensor
 
     def gradient(self, attacked: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,117 +103,61 @@ class _Estimated(Problem):
         return gradient, value, value
 
 
+@dataclass(kw_only=True)
 class NES(PGD):
     """PGD on a gradient estimated by antithetic finite differences (Ilyas et al. 2018).
 
     Args:
-        objective: the judge, when there is no other.
-        judge: what is climbed and by what the best image is chosen.
-        ball: the threat model.
-        starts: how each restart begins; one random start when absent.
         steps: steps per restart, each of ``samples`` + 1 forward passes.
         step_size: step as a multiple of eps / steps; that of the ball when absent.
-        samples: forward passes of one estimate, two for each direction; even, at least 2.
+        samples: forward passes of one estimate, two for each direction.
         sigma: standard deviation of the directions, in pixel space; larger than the steps of a
             detector that rounds.
-        momentum: weight of the estimates before, in [0, 1): they too point the way, with noise of
+        momentum: weight of the estimates before: they too point the way, with noise of
             their own.
-        eval_mode: attack the detector in eval mode (dropout off).
-
-    Raises:
-        PatchGuardError: an odd number of samples, or none.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        starts: Sequence[Start] | None = None,
-        steps: int = 100,
-        step_size: float | None = None,
-        samples: int = 50,
-        sigma: float = 1e-3,
-        momentum: float = 0.9,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(
-            objective,
-            judge=judge,
-            ball=ball,
-            starts=starts,
-            steps=steps,
-            step_size=step_size,
-            eval_mode=eval_mode,
-        )
-        if samples < 2 or samples % 2:
-            raise PatchGuardError(f"samples is {samples}; it must be even and at least 2")
-        self.samples = samples
-        self.sigma = sigma
-        self.momentum = momentum
+    start: float = field(default=1.0, init=False)
+    steps: Count = 100
+    keep_best: bool = field(default=True, init=False)
+    samples: Annotated[int, Field(ge=2, multiple_of=2)] = 50
+    sigma: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         estimated = _Estimated(
             **vars(problem),
             samples=self.samples,
             sigma=self.sigma,
             momentum=self.momentum,
-            generator=generator,
             memory=torch.zeros_like(first),
         )
-        return super().search(estimated, first, eps, best, generator)
+        return super().search(estimated, first, eps, best)
 
     def cost(self) -> float:
         return FORWARD * (self.steps * (self.samples + 1) + 1)
 
 
+@dataclass(kw_only=True)
 class RandomNoise(Attack):
     """The best of many random points: every other one a corner of the ball.
 
     Args:
-        objective: the judge, when there is no other.
-        judge: by what the best image is chosen.
-        ball: the threat model.
         draws: points.
-        eval_mode: attack the detector in eval mode (dropout off).
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        draws: int = 100,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=ball, starts=(at_image,), eval_mode=eval_mode)
-        self.draws = draws
+    starts: Starts = field(default=(at_image,), init=False)
+    draws: Count = 100
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         point = first
         for draw in range(self.draws):
             if draw % 2:
-                noise = torch.empty_like(first).normal_(generator=generator)
+                noise = torch.empty_like(first).normal_(generator=problem.generator)
                 corner = problem.images + self.normalise(noise, problem.images, eps)
                 point = self.project(corner, problem.images, eps)
             else:
-                point = self.random_start(problem.images, eps, generator)
+                point = self.random_start(problem.images, eps, problem.generator)
             best.update(point, problem.judged(point))
         return point
 

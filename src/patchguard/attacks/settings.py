@@ -1,57 +1,79 @@
-"""Settings as YAML gives them, checked against the annotations of what takes them."""
+"""Settings: their constraints stand on the fields that take them and are checked here."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from patchguard.errors import PatchGuardError
+from patchguard.files import printable
 
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    dict: "a mapping",
-}
-
-
-def keyword_types(make: Callable[..., Any]) -> dict[str, Any]:
-    """Names and types of the keyword-only parameters of a callable."""
-    parameters = inspect.signature(make, eval_str=True).parameters.values()
-    return {item.name: item.annotation for item in parameters if item.kind is item.KEYWORD_ONLY}
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def check_type(what: str, value: object, kind: Any) -> None:
-    """Is a value of that type, as YAML has types?
+@dataclass(kw_only=True)
+class Settings:
+    """What it is made with is checked against the types of its fields.
 
     Raises:
-        PatchGuardError: it is not.
+        PatchGuardError: a value that does not fit, in one line.
     """
-    if not _fits(value, kind):
-        raise PatchGuardError(f"{what} is {value!r}; it must be {_told(kind)}")
+
+    def __post_init__(self) -> None:
+        types = setting_types(type(self))
+        check(type(self).__name__, {name: getattr(self, name) for name in types}, types)
 
 
-def _fits(value: object, kind: Any) -> bool:
-    if isinstance(kind, UnionType):
-        return any(_fits(value, each) for each in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is Sequence:
-        (element,) = get_args(kind)
-        return isinstance(value, list | tuple) and all(_fits(each, element) for each in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+def setting_types(make: Callable[..., Any]) -> dict[str, Any]:
+    """Names and types of what a dataclass is made with, or of a callable's keyword-only arguments.
+
+    Constraints are part of the types.
+    """
+    if is_dataclass(make):
+        names = [each.name for each in fields(make) if each.init]
+        hints = get_type_hints(make, include_extras=True)
+        return {name: hints[name] for name in names}
+    parameters = inspect.signature(make, eval_str=True).parameters.values()
+    return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-def _told(kind: Any) -> str:
-    if isinstance(kind, UnionType):
-        return " or ".join(_told(each) for each in get_args(kind) if each is not NoneType)
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    if get_origin(kind) is Sequence:
-        return f"a list, each of it {_told(*get_args(kind))}"
-    return _WORDS[kind]
+def check(what: str, given: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Are there such settings, and do their values fit, as YAML has types: no text for a number?
+
+    Args:
+        what: whose settings they are, as an error names it.
+        given: values by name.
+        types: those that exist, with their constraints.
+
+    Raises:
+        PatchGuardError: they do not, in one line.
+    """
+    for name, value in given.items():
+        if name not in types:
+            known = ", ".join(sorted(types)) or "none"
+            raise PatchGuardError(f"{what}: no setting {name!r}; known: {known}")
+        try:
+            _adapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            found = dict.fromkeys(_uncapitalised(each["msg"]) for each in error.errors())
+            raise PatchGuardError(
+                f"{what}: {name} is {printable(repr(value))}: {' or '.join(found)}"
+            ) from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def _uncapitalised(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

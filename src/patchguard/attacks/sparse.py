@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
-from patchguard.attacks.balls import kept_worth, to_the_end
-from patchguard.attacks.objectives import Objective
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
+from patchguard.attacks.balls import Ball, kept_worth, to_the_end
+from patchguard.attacks.settings import Count, NotNegative, Positive
 
 
 class L0:
@@ -43,6 +43,7 @@ class L0:
 L0_BALL = L0()
 
 
+@dataclass(kw_only=True)
 class PGDL0(Attack):
     """PGD with a projection onto the pixels that change most (Croce & Hein 2019).
 
@@ -50,40 +51,18 @@ class PGDL0(Attack):
     The next ones shorten, so that the choice of pixels settles first and their colours later.
 
     Args:
-        objective: what is climbed, per image.
-        judge: by what the best image is chosen; the objective itself when absent.
-        starts: how each restart begins; random pixels when absent.
         steps: gradient steps per restart.
         longest: of the steps after the first: the largest change of a value, in pixel space. Far
             more than 1 chooses pixels by their gradients alone.
         shortest: the last step, in pixel space.
-        eval_mode: attack the detector in eval mode (dropout off).
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        starts: Sequence[Start] | None = None,
-        steps: int = 100,
-        longest: float = 100.0,
-        shortest: float = 0.05,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=L0_BALL, starts=starts, eval_mode=eval_mode)
-        self.steps = steps
-        self.longest = longest
-        self.shortest = shortest
+    ball: Ball = field(default=L0_BALL, init=False)
+    steps: Count = 100
+    longest: Positive = 100.0
+    shortest: Positive = 0.05
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         attacked = first
         for step in range(self.steps):
             progress = step / self.steps
@@ -102,6 +81,7 @@ class PGDL0(Attack):
         return self.steps + FORWARD
 
 
+@dataclass(kw_only=True)
 class SigmaZero(Attack):
     """Steps on a smooth count of the pixels, with a threshold that adapts (Cinà et al. 2025).
 
@@ -111,46 +91,22 @@ class SigmaZero(Attack):
     the way may exceed the budget; their largest changes are judged.
 
     Args:
-        objective: what is climbed, per image.
-        judge: by what the best image is chosen; the objective itself when absent.
-        starts: how each restart begins; random pixels when absent.
         steps: gradient steps per restart, each with one forward pass more.
         stride: the first step: the largest change of a value, in pixel space; a cosine from there
             to 0.
         sigma: squared change at which a pixel counts as one half.
         threshold: change of a pixel that is not dropped at first, in pixel space.
         adaption: by which fraction of the stride the threshold moves at each step.
-        eval_mode: attack the detector in eval mode (dropout off).
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        starts: Sequence[Start] | None = None,
-        steps: int = 100,
-        stride: float = 3.0,
-        sigma: float = 1e-3,
-        threshold: float = 0.3,
-        adaption: float = 0.03,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=L0_BALL, starts=starts, eval_mode=eval_mode)
-        self.steps = steps
-        self.stride = stride
-        self.sigma = sigma
-        self.threshold = threshold
-        self.adaption = adaption
+    ball: Ball = field(default=L0_BALL, init=False)
+    steps: Count = 100
+    stride: Positive = 3.0
+    sigma: Positive = 1e-3
+    threshold: Positive = 0.3
+    adaption: NotNegative = 0.03
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         images, attacked, kept = problem.images, first, first
         threshold = torch.full((len(images), 1, 1, 1), self.threshold, device=images.device)
         for step in range(self.steps):

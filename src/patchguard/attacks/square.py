@@ -4,63 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start
-from patchguard.attacks.balls import LINF
-from patchguard.attacks.objectives import Objective
+from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
+from patchguard.attacks.balls import LINF, Ball
+from patchguard.attacks.settings import Count, Share
 
 # The published schedule: the share of the image that a square covers halves after each of these
 # fractions of the queries.
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
+@dataclass(kw_only=True)
 class Square(Attack):
     """Squares of one colour at the corners of the linf ball, kept where the true value grows.
 
-    The search begins with vertical stripes. Each query draws for every image its own square and,
+    A random start is vertical stripes. Each query draws for every image its own square and,
     for each channel, its own sign; where that changes nothing, one channel takes the other sign.
     It climbs the judge: ``objective`` is what the judge is when none is given. It never stops
     early, so it costs ``queries`` forward passes for every start.
 
     Args:
-        objective: the judge, when there is no other.
-        judge: what is climbed and by what the best image is chosen.
-        starts: how each restart begins; vertical stripes where it is random, or absent.
         queries: forward passes per restart.
-        area: share of the image that the first squares cover, in (0, 1].
-        eval_mode: attack the detector in eval mode (dropout off).
+        area: share of the image that the first squares cover.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        starts: Sequence[Start] | None = None,
-        queries: int = 5000,
-        area: float = 0.8,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=LINF, starts=starts, eval_mode=eval_mode)
-        self.queries = queries
-        self.area = area
+    ball: Ball = field(default=LINF, init=False)
+    queries: Count = 5000
+    area: Share = 0.8
 
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
         """Vertical stripes, one pixel wide, each at a random corner of the ball."""
         stripes = torch.empty_like(images[:, :, :1]).uniform_(-1, 1, generator=generator)
         return self.project(images + eps * stripes.sign(), images, eps)
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         images, current = problem.images, Best(first)
         low, high = (self.project(images + way * eps, images, eps) for way in (-1, 1))
         # The result of a smaller eps lies inside this ball; the squares live on its corners.
@@ -70,7 +51,7 @@ class Square(Attack):
                 proposal = (first, stretched)[query]
             else:
                 side = self._side(query / self.queries, first.shape[-2:])
-                proposal = _with_square(current.images, low, high, side, generator)
+                proposal = _with_square(current.images, low, high, side, problem.generator)
             current.update(proposal, problem.judged(proposal))
         best.update(current.images, current.values)
         return current.images

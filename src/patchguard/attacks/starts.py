@@ -27,12 +27,10 @@ class ODI:
     def __init__(self, steps: int = 2) -> None:
         self.steps = steps
 
-    def __call__(
-        self, attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
-    ) -> Tensor:
-        direction = _RandomDirection(generator)
+    def __call__(self, attack: Attack, problem: Problem, eps: float) -> Tensor:
+        direction = _RandomDirection(problem.generator)
         diverse = replace(problem, objective=direction, judge=direction)
-        point = attack.random_start(problem.images, eps, generator)
+        point = attack.random_start(problem.images, eps, problem.generator)
         for _ in range(self.steps):
             gradient, _, _ = diverse.gradient(point, 0.0)
             stepped = point + attack.normalise(gradient, point, eps)
@@ -60,9 +58,7 @@ class _RandomDirection:
         return (self.weights * logits).sum((1, 2))
 
 
-def decontraster(
-    attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
-) -> Tensor:
+def decontraster(attack: Attack, problem: Problem, eps: float) -> Tensor:
     """As near to a flat image of the same mean colour as the ball allows.
 
     DeContraster of Meinke, Bitterwolf and Hein, "Provably adversarially robust detection of

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from patchguard.attacks.apgd import APGD
@@ -16,7 +14,7 @@ from patchguard.attacks.objectives.registry import DETECTION, LOCALIZATION, Obje
 from patchguard.attacks.patch import LocalPatch
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.queries import NES, RandomNoise, SimBA
-from patchguard.attacks.settings import check_type, keyword_types
+from patchguard.attacks.settings import Count, check, setting_types
 from patchguard.attacks.sparse import PGDL0, SigmaZero
 from patchguard.attacks.square import Square
 from patchguard.attacks.starts import STARTS
@@ -32,7 +30,7 @@ LEGACY = "legacy"
 TAKEN = ("clean", "worst")
 """Names that results have for something else than an attack."""
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "apgd": APGD,
     "square": Square,
@@ -43,9 +41,15 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "sigma-zero": SigmaZero,
     "patch": LocalPatch,
     "universal": UniversalPerturbation,
-    "transfer": partial(Transfer, inner=APGD),
-    LEGACY: partial(PGD, start=0.0, keep_best=False),
+    "transfer": Transfer,
+    LEGACY: PGD,
 }
+
+FIXED: dict[str, dict[str, Any]] = {
+    "transfer": {"inner": APGD},
+    LEGACY: {"start": 0.0, "keep_best": False},
+}
+"""Settings that are no matter of the suite."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,13 @@ def _attack(
     source: Detector | None = None,
 ) -> Attack:
     make = ATTACKS[member.kind]
-    settings = dict(member.settings)
+    settings = {**FIXED.get(member.kind, {}), **member.settings}
     if member.starts:
         settings["starts"] = [STARTS[name]() for name in member.starts]
-    if norm in BALLS and "ball" in keyword_types(make):
+    if norm in BALLS and "ball" in setting_types(make):
         settings["ball"] = BALLS[norm]
     if member.source is not None:
-        settings["source"] = source
+        settings["source"] = source or Detector()
     return make(objective, judge=judge, **settings)
 
 
@@ -166,7 +170,7 @@ def _objectives(member: Member, context: ObjectiveContext) -> tuple[Objective, O
 def _member(entry: dict[str, Any]) -> Member:
     kind = entry.pop("attack")
     _one_of("attack", kind, ATTACKS)
-    _check_settings(kind, entry)
+    check(f"suite: {kind}", entry, _settings(kind))
     aim, options = _objective(entry.pop("objective", LEGACY if kind == LEGACY else "score"))
     name = entry.pop("name", LEGACY if kind == LEGACY else f"{kind} {aim}")
     if (name == LEGACY) != (kind == LEGACY) or name in TAKEN:
@@ -190,42 +194,22 @@ def _objective(written: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return aim, options
 
 
-def _check_settings(kind: str, given: Mapping[str, Any]) -> None:
-    types = _settings(kind)
-    for setting, value in given.items():
-        _one_of(f"setting of {kind}", setting, types)
-        what = f"suite: {setting} of {kind}"
-        check_type(what, value, types[setting])
-        numbers = value if isinstance(value, list) else [value]
-        if not all(_in_range(number, setting in _MAY_BE_ZERO) for number in numbers):
-            least = "0 or more" if setting in _MAY_BE_ZERO else "above 0"
-            raise PatchGuardError(f"{what} is {value!r}; it must be {least}")
-
-
-def _in_range(value: object, may_be_zero: bool) -> bool:
-    """Positive and finite, if it is a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return True
-    return 0 < value < math.inf or (may_be_zero and value == 0)
-
-
 def _settings(kind: str) -> dict[str, Any]:
     """Names and types of what an entry may set."""
+    own = setting_types(ATTACKS[kind])
     if kind == LEGACY:
-        return {"name": str, "steps": int}
-    own = keyword_types(ATTACKS[kind]).items()
+        return {"name": str, "steps": own["steps"]}
     return {
-        **{name: _WRITTEN.get(name, type_) for name, type_ in own if name not in _HIDDEN},
+        **{name: _WRITTEN.get(name, type_) for name, type_ in own.items() if name not in _HIDDEN},
         "name": str,
         "objective": str | dict,
-        "rounds": int,
+        "rounds": Count,
     }
 
 
 _HIDDEN = ("judge", "ball", "inner", "eval_mode", "keep_best")
-_WRITTEN: dict[str, Any] = {"starts": Sequence[str], "source": str}
+_WRITTEN: dict[str, Any] = {"starts": list[str], "source": str}
 """Types of settings that a suite gives by name."""
-_MAY_BE_ZERO = ("start", "momentum", "adaption", "probes", "places", "random_places")
 
 
 def _one_of(what: str, name: object, known: Collection[str]) -> None:

@@ -3,75 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start, at_image
-from patchguard.attacks.balls import LINF, Ball
-from patchguard.attacks.objectives import Objective
 from patchguard.attacks.pgd import PGD
+from patchguard.attacks.settings import Count
 from patchguard.detector import Detection, Detector, Inspection
 
 
+@dataclass(kw_only=True)
 class Transfer(Attack):
     """An attack on a source detector, whose images are shown to the target once.
 
     The target is only ever called, never differentiated, and only to tell whether a crafted image
     or the image itself has the larger true value. A white-box attack must be stronger.
+    Objective, judge and starts are those of the attack on the source; the judge then chooses on
+    the target too.
 
     Args:
-        objective: what is climbed on the source.
-        judge: by what the best image is chosen, on the source and then on the target; the
-            objective itself when absent.
-        ball: the threat model.
-        starts: of the attack on the source.
         source: takes images of the target's size; see :class:`Resized`.
-        inner: makes the attack on the source from the settings above and ``steps``.
+        inner: makes the attack on the source from what all attacks have in common and ``steps``.
         steps: of the attack on the source.
-        eval_mode: attack and judge detectors in eval mode (dropout off).
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        starts: Sequence[Start] | None = None,
-        source: Detector,
-        inner: Callable[..., Attack] = PGD,
-        steps: int = 100,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=ball, starts=(at_image,), eval_mode=eval_mode)
-        self.source = source
-        self.inner = inner(
-            objective, judge=judge, ball=ball, starts=starts, steps=steps, eval_mode=eval_mode
-        )
+    source: Detector
+    inner: Callable[..., Attack] = PGD
+    steps: Count = 100
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        (crafted,) = self.inner(
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
+        (crafted,) = self._on_the_source()(
             self.source,
             problem.images,
             problem.labels,
             problem.masks,
             eps=[eps],
-            generator=generator,
+            generator=problem.generator,
+            each_step=problem.each_step,
         )
         best.update(crafted, problem.judged(crafted))
         return crafted
 
     def cost(self) -> float:
-        return self.inner.passes + FORWARD
+        return self._on_the_source().passes + FORWARD
+
+    @property
+    def restarts(self) -> Sequence[Start]:
+        return (at_image,)
+
+    def _on_the_source(self) -> Attack:
+        return self.inner(
+            self.objective,
+            judge=self.judge,
+            ball=self.ball,
+            starts=self.starts,
+            steps=self.steps,
+            eval_mode=self.eval_mode,
+        )
 
 
 class Resized(Detector):

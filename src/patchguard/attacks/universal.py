@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack, Best, Problem, at_image, attackable
-from patchguard.attacks.balls import LINF, Ball
-from patchguard.attacks.objectives import Objective
+from patchguard.attacks.attack import Attack, Best, Problem, Starts, at_image, attackable
+from patchguard.attacks.balls import Ball
+from patchguard.attacks.settings import Count, Positive
 from patchguard.detector import Detector
 
 
@@ -32,6 +32,7 @@ class Perturbation:
         return self.ball.project(images + self.deltas[labels.long()], images, self.eps)
 
 
+@dataclass(kw_only=True)
 class UniversalPerturbation(Attack):
     """One perturbation for all normal images and one for all anomalous ones.
 
@@ -39,39 +40,23 @@ class UniversalPerturbation(Attack):
     half and adds them to the other, and the other way round, so that no image meets a perturbation
     made from it. The halves are random, with the same share of each class; a class with a single
     image is left as it is. Unlike other attacks it does not choose image by image: its images may
-    have a smaller true value than the clean ones.
+    have a smaller true value than the clean ones; the judge chooses nothing. The norm of its ball
+    must scale with the perturbation.
 
     Args:
-        objective: what is climbed, summed over images.
-        judge: taken so that all attacks look alike; nothing is chosen by it.
-        ball: the threat model; its norm must scale with the perturbation.
         steps: passes over the images.
         step_size: step of the first mini-batch as a multiple of eps / steps, that of the ball when
             absent; it shortens to 0.
         batch_size: images of a mini-batch.
         shared: one and the same perturbation for both classes.
-        eval_mode: attack the detector in eval mode (dropout off).
     """
 
-    keep_best = False
-
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        judge: Objective | None = None,
-        ball: Ball = LINF,
-        steps: int = 50,
-        step_size: float | None = None,
-        batch_size: int = 16,
-        shared: bool = False,
-        eval_mode: bool = True,
-    ) -> None:
-        super().__init__(objective, judge=judge, ball=ball, starts=(at_image,), eval_mode=eval_mode)
-        self.steps = steps
-        self.step_size = ball.step_size if step_size is None else step_size
-        self.batch_size = batch_size
-        self.shared = shared
+    starts: Starts = field(default=(at_image,), init=False)
+    keep_best: bool = field(default=False, init=False)
+    steps: Count = 50
+    step_size: Positive | None = None
+    batch_size: Count = 16
+    shared: bool = False
 
     def fit(
         self,
@@ -96,43 +81,36 @@ class UniversalPerturbation(Attack):
         Raises:
             NotDifferentiable: the detector's outputs carry no gradient.
         """
-        problem = Problem(detector, images, labels, masks, self.objective, self.judge)
+        judge = self.judge or self.objective
+        problem = Problem(detector, images, labels, masks, self.objective, judge, generator)
         with attackable(detector, self.eval_mode):
-            return self._fitted(problem, eps, generator)
+            return self._fitted(problem, eps)
 
-    def search(
-        self,
-        problem: Problem,
-        first: Tensor,
-        eps: float,
-        best: Best,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, problem: Problem, first: Tensor, eps: float, best: Best) -> Tensor:
         attacked = first.clone()
-        one, other = _halves(problem.labels, generator)
+        one, other = _halves(problem.labels, problem.generator)
         for made_from, shown in ((one, other), (other, one)):
-            perturbation = self._fitted(_part(problem, made_from), eps, generator)
+            perturbation = self._fitted(_part(problem, made_from), eps)
             attacked[shown] = perturbation.added(problem.images[shown], problem.labels[shown])
         return attacked
 
     def cost(self) -> float:
         return self.steps
 
-    def _fitted(
-        self, problem: Problem, eps: float, generator: torch.Generator | None
-    ) -> Perturbation:
+    def _fitted(self, problem: Problem, eps: float) -> Perturbation:
         # A perturbation is kept as a change of mid-grey at half its size, where the ball knows how
         # to step and project, and the box means a change of at most 1.
         grey = torch.full_like(problem.images[:1], 0.5).expand(2, -1, -1, -1)
         carrier, count = grey, len(problem.images)
         starts = range(0, count, self.batch_size)
+        multiple = self.ball.step_size if self.step_size is None else self.step_size
         for epoch in range(self.steps):
-            order = torch.randperm(count, generator=generator, device=problem.images.device)
+            order = torch.randperm(count, generator=problem.generator, device=problem.images.device)
             for start in starts:
                 progress = (epoch + start / count) / self.steps
                 batch = _part(problem, order[start : start + self.batch_size])
                 gradient = self._gradient(batch, 2 * carrier - 1, progress)
-                stride = self.step_size * eps / self.steps * (1 - progress)
+                stride = multiple * eps / self.steps * (1 - progress)
                 moved = carrier + self.normalise(gradient, carrier, stride / 2)
                 carrier = self.project(moved, grey, eps / 2)
         return Perturbation(2 * carrier - 1, self.ball, eps)
@@ -150,13 +128,11 @@ class UniversalPerturbation(Attack):
 
 
 def _part(problem: Problem, chosen: Tensor) -> Problem:
-    return Problem(
-        problem.detector,
-        problem.images[chosen],
-        problem.labels[chosen],
-        problem.masks[chosen],
-        problem.objective,
-        problem.judge,
+    return replace(
+        problem,
+        images=problem.images[chosen],
+        labels=problem.labels[chosen],
+        masks=problem.masks[chosen],
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from copy import copy as shallow_copy
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Attack
 from patchguard.attacks.objectives.detection import normal_prototypes
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
 from patchguard.attacks.suite import Member, build
-from patchguard.detector import Detector, Inspection, device_of
+from patchguard.detector import Detector, device_of
 from patchguard.errors import Interrupted
 from patchguard.evaluation.outcome import Scored
 from patchguard.evaluation.scoring import score_images
@@ -192,7 +190,7 @@ def _attack_batch(
     images = test.images[chosen].to(device)
     if not campaign.parallel:
         torch.manual_seed(task.seeds[place])
-    (attacked,) = _stoppable(attack, stopped)(
+    (attacked,) = attack(
         worker.detector,
         images,
         torch.from_numpy(test.labels)[chosen].to(device),
@@ -200,6 +198,7 @@ def _attack_batch(
         eps=[task.sizes[place]],
         generator=torch.Generator(device).manual_seed(task.seeds[place]),
         warm=None if warm is None else warm.to(device),
+        each_step=_unless(stopped),
     )
     scored = score_images(worker.detector, attacked, campaign.batch_size)
     kept = task.kept[place]
@@ -214,20 +213,14 @@ def _images(store: Store, kept: str) -> Tensor:
     return torch.from_numpy(np.array(store.load(f"{kept}/images")))
 
 
-def _stoppable(attack: Attack, stopped: Event) -> Attack:
-    """The attack, which raises as soon as the evaluation is interrupted."""
-    judge = attack.judge
+def _unless(stopped: Event) -> Callable[[], None]:
+    """What ends an attack at its next step when the evaluation is interrupted."""
 
-    def judged(seen: Inspection, labels: Tensor, masks: Tensor, progress: float) -> Tensor:
+    def go_on() -> None:
         if stopped.is_set():
             raise Interrupted("interrupted")
-        return judge(seen, labels, masks, progress)
 
-    copy = shallow_copy(attack)
-    copy.judge = judged
-    if attack.objective is attack.judge:
-        copy.objective = judged
-    return copy
+    return go_on
 
 
 def _workers(campaign: Campaign, devices: Sequence[torch.device]) -> list[_Worker]:

@@ -21,7 +21,8 @@ from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.suite import build, members
+from patchguard.attacks.settings import check, setting_types
+from patchguard.attacks.suite import LEGACY, build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
 from patchguard.detector import Detector, device_of
 from patchguard.errors import PatchGuardError
@@ -106,14 +107,15 @@ def suite_of(config: EvaluationConfig) -> Suite:
     suite.all_checks |= config.all_checks
     for threat in suite.threats:
         _rehearse(threat)
-    try:
-        MinimalEps(**(suite.minimal_eps or {}))
-    except TypeError as error:
-        raise PatchGuardError(f"suite: minimal_eps: {error}") from error
+    check("suite: minimal_eps", suite.minimal_eps or {}, _MINIMAL)
     for name in suite.stress:
         if name not in STRESSES:
             raise PatchGuardError(f"suite: no stress {name!r}; known: {', '.join(STRESSES)}")
     return suite
+
+
+_MINIMAL = {name: setting_types(MinimalEps)[name] for name in ("steps", "restarts")}
+"""What a suite may set of the search for minimal eps."""
 
 
 def _rehearse(threat: ThreatConfig) -> None:

@@ -70,13 +70,13 @@ def look(
     """
     strong = PGD(attack.objective, steps=STEPS, keep_best=False)
     images, labels, masks = batch
-    problem = Problem(detector, images, labels, masks, attack.objective, loss)
+    problem = Problem(detector, images, labels, masks, attack.objective, loss, generator)
     with attackable(detector):
         losses = [
             problem.judged(each(detector, images, labels, masks, eps=[eps], generator=generator)[0])
             for each in (strong, attack)
         ]
-        near = uniform(strong, problem, eps, generator)
+        near = uniform(strong, problem, eps)
         here, there = (problem.gradient(at, 1.0)[0].flatten(1) for at in (images, near))
     found, trained = (float(loss.mean()) for loss in losses)
     return Reading(found, trained, float(functional.cosine_similarity(here, there).mean()))

@@ -26,10 +26,8 @@ class Perturbations:
     def start(self, index: Tensor, flips: Tensor) -> Start:
         """Where to attack a batch that begins with these normals [B], flipped so [B, 2]."""
 
-        def remembered(
-            attack: Attack, problem: Problem, eps: float, generator: torch.Generator | None
-        ) -> Tensor:
-            first = uniform(attack, problem, eps, generator)
+        def remembered(attack: Attack, problem: Problem, eps: float) -> Tensor:
+            first = uniform(attack, problem, eps)
             normals = problem.images[: len(index)]
             left = normals + _flipped(self.changes[index.cpu()].to(normals), flips)
             inside = attack.ball.project(left, normals, eps)

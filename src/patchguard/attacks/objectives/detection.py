@@ -9,12 +9,15 @@ anomaly map elsewhere, raw: a squashed score has no gradient where it saturates.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from patchguard.attacks.objectives.objective import local_scores, patch_labels
+from patchguard.attacks.settings import Count, Settings, Share
 from patchguard.detector import Detector, Inspection, device_of
 from patchguard.errors import PatchGuardError
 
@@ -48,24 +51,17 @@ def smooth_maximum(
     return _towards_error(smooth, labels)
 
 
-class TopKMean:
+@dataclass(kw_only=True)
+class TopKMean(Settings):
     """The mean of the K largest local scores, K falling geometrically with progress to ``k``.
 
     Args:
         k: patches in the mean at the end: those of the deployed score, if it is such a mean.
-        share: patches in the mean at the start, as a fraction of all, in (0, 1].
-
-    Raises:
-        PatchGuardError: a setting out of its range.
+        share: patches in the mean at the start, as a fraction of all.
     """
 
-    def __init__(self, *, k: int = 3, share: float = 0.25) -> None:
-        if k < 1:
-            raise PatchGuardError(f"k is {k}; it must be at least 1")
-        if not 0 < share <= 1:
-            raise PatchGuardError(f"share is {share}; it must lie in (0, 1]")
-        self.k = k
-        self.share = share
+    k: Count = 3
+    share: Share = 0.25
 
     def __call__(
         self, seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.0
@@ -100,7 +96,8 @@ def legacy(seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.
     return raised - lowered
 
 
-class FeatureDistance:
+@dataclass(kw_only=True, eq=False)
+class FeatureDistance(Settings):
     """Mean distance of the patch features to the nearest features of normal images.
 
     A surrogate for detectors whose score is hard to differentiate: normal images leave the normal
@@ -108,18 +105,15 @@ class FeatureDistance:
 
     Args:
         prototypes: features [M, C] of normal images, see :func:`normal_prototypes`.
-        metric: ``cosine`` (1 - cosine similarity) or ``l2``.
+        metric: ``cosine`` is 1 - cosine similarity.
 
     Raises:
-        PatchGuardError: another metric; when called, a detector that shows no features or
-            features of another width.
+        PatchGuardError: when called, a detector that shows no features or features of another
+            width.
     """
 
-    def __init__(self, prototypes: Tensor, *, metric: str = "cosine") -> None:
-        if metric not in ("cosine", "l2"):
-            raise PatchGuardError(f"metric {metric!r} is unknown; choose cosine or l2")
-        self.prototypes = prototypes
-        self.metric = metric
+    prototypes: Tensor = field(kw_only=False)
+    metric: Literal["cosine", "l2"] = "cosine"
 
     def __call__(
         self, seen: Inspection, labels: Tensor, masks: Tensor, progress: float = 1.0

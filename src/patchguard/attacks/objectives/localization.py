@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchguard.attacks.objectives.statistics import Doubles, PixelStatistics, pixels
+from patchguard.attacks.settings import Positive, check, setting_types
 from patchguard.detector import Inspection
 from patchguard.errors import PatchGuardError
 
@@ -110,10 +111,9 @@ class RankAware(PixelObjective):
         coverage: np.ndarray | Tensor,
         *,
         weight: float | str = "balanced",
-        bandwidth: float = 0.25,
+        bandwidth: Positive = 0.25,
     ) -> None:
-        if not 0 < bandwidth < math.inf:
-            raise PatchGuardError(f"bandwidth is {bandwidth}; it must be positive")
+        check("RankAware", {"bandwidth": bandwidth}, setting_types(RankAware))
         statistics = PixelStatistics.of(maps, coverage)
         super().__init__(statistics.anomalous_fraction, weight)
         values, anomalous = pixels(maps, coverage)

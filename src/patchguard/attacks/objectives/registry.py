@@ -28,7 +28,7 @@ from patchguard.attacks.objectives.localization import (
 )
 from patchguard.attacks.objectives.objective import Objective
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.settings import check_type, keyword_types
+from patchguard.attacks.settings import check, setting_types
 from patchguard.errors import PatchGuardError
 
 
@@ -57,7 +57,7 @@ class Factory:
 
     Attributes:
         name: of the objective.
-        make: its constructor; options are its keyword-only parameters.
+        make: its constructor; options are its settings.
         inputs: from the context to the other parameters.
         fixed: options that are not free.
     """
@@ -72,20 +72,14 @@ class Factory:
         return self.make(*(read(context) for read in self.inputs), **self.fixed, **options)
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Are there such options, of these types?
+        """Are there such options, and do their values fit?
 
         Raises:
-            PatchGuardError: there are not.
+            PatchGuardError: they do not.
         """
-        types = keyword_types(self.make)
-        free = sorted(types.keys() - self.fixed.keys())
-        for option, value in options.items():
-            if option not in free:
-                raise PatchGuardError(
-                    f"objective {self.name}: option {option!r} is unknown; its options: "
-                    f"{', '.join(free) or 'none'}"
-                )
-            check_type(f"objective {self.name}: {option}", value, types[option])
+        types = setting_types(self.make)
+        free = {name: kind for name, kind in types.items() if name not in self.fixed}
+        check(f"objective {self.name}", options, free)
 
 
 class Registry(dict[str, Factory]):
