@@ -41,6 +41,7 @@ from patchguard.evaluation.store import Store, code_digest, detector_digest, dig
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
+from patchguard.runtime import full_precision
 
 WORST = "worst"
 SEVERITIES = (1, 3, 5)
@@ -115,6 +116,7 @@ def _rehearse(threat: ThreatConfig) -> None:
         build(member, threat.norm, context, sources)
 
 
+@full_precision()
 def evaluate_detector(
     detector: Detector,
     test: TestSet,
@@ -143,7 +145,6 @@ def evaluate_detector(
         PatchGuardError: a suite that asks for what does not exist.
     """
     suite, known = suite_of(config), known or Surroundings()
-    torch.backends.cudnn.allow_tf32 = False
     if config.images is not None:
         test = test.subset(config.images)
     if config.looks > 1:
