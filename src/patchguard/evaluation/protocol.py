@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,7 +36,14 @@ from patchguard.evaluation.metrics import image_metrics, rates_at
 from patchguard.evaluation.outcome import Scored, Worst
 from patchguard.evaluation.pixels import ROWS, metrics_of
 from patchguard.evaluation.scoring import score_images
-from patchguard.evaluation.store import Store, code_digest, detector_digest, digest, images_digest
+from patchguard.evaluation.store import (
+    code_digest,
+    detector_digest,
+    digest,
+    images_digest,
+    keep_clean,
+    store_of,
+)
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
@@ -155,9 +161,9 @@ def evaluate_detector(
         raise PatchGuardError("the detector returns NaN or infinity for clean test images")
     with ExitStack() as stack:
         root = cache or Path(stack.enter_context(TemporaryDirectory()))
-        store = stack.enter_context(
-            Store(root, _fingerprint(detector, test, clean, suite, config, known, seed))
-        )
+        fingerprint = _fingerprint(detector, test, suite, config, known, seed)
+        store = stack.enter_context(store_of(root, fingerprint, clean))
+        keep_clean(store, clean)
         campaign = Campaign(
             detector,
             test,
@@ -176,21 +182,16 @@ def evaluate_detector(
 def _fingerprint(
     detector: Detector,
     test: TestSet,
-    clean: Scored,
     suite: Suite,
     config: EvaluationConfig,
     known: Surroundings,
     seed: int,
 ) -> str:
-    """Of everything that decides what attacks find, the attacks' own code included.
-
-    What the detector says of the clean images stands for all that its tensors do not show.
-    """
+    """Of everything that decides what attacks find and can be known exactly, code included."""
     sources = {name: detector_digest(source) for name, source in known.sources.items()}
     decides = [asdict(suite)["threats"], suite.minimal_eps, config.batch_size, config.looks, seed]
-    answers = hashlib.sha256(clean.scores.tobytes() + clean.maps.tobytes()).hexdigest()
     found = [known.identity, known.threshold, detector_digest(detector), images_digest(test)]
-    return digest([code_digest(), str(torch.__version__), sources, *decides, *found, answers])
+    return digest([code_digest(), str(torch.__version__), sources, *decides, *found])
 
 
 class _Findings:
