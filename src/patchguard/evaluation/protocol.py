@@ -385,7 +385,7 @@ class _Findings:
             twin_auroc=self.known.twin_auroc.get(nearest),
             deployed=self.known.deployed,
             captured=Captured(self.test.paths) if self.test.paths else None,
-            provenance={"seed": self.seed, "intervals": True, **self.known.provenance},
+            provenance={"seed": self.seed, **self.known.provenance},
             seed=self.seed,
             effort="full" if self.suite.all_checks else "quick",
         )

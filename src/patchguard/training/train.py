@@ -37,12 +37,14 @@ class Trained:
         seconds: that the training took, interruptions left out.
         steps: of the optimiser.
         switched_at: the step at which catastrophic overfitting ended single-step training.
+        selection: how the weights were chosen among those of all steps, in words.
     """
 
     detector: PatchGuard
     seconds: float
     steps: int
     switched_at: int | None
+    selection: str
 
 
 def total_steps(config: TrainingConfig, images: int) -> int | None:
@@ -102,7 +104,13 @@ def train(
             resume.save(trainer)
         if stop.asked or not ended:
             raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
-    return Trained(module.detector.cpu(), module.elapsed, trainer.global_step, module.switched_at)
+    return Trained(
+        module.detector.cpu(),
+        module.elapsed,
+        trainer.global_step,
+        module.switched_at,
+        f"{'moving average' if config.ema else 'weights'} of the last step, nothing was selected",
+    )
 
 
 def _run_to_the_end(
