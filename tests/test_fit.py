@@ -26,7 +26,7 @@ from patchguard.config import (
 from patchguard.deploy.calibration import Calibration, required_normals
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.models.checkpoint import read_config, write_config
+from patchguard.models.checkpoint import read_config, seal, write_config
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import prepare
 
@@ -101,6 +101,27 @@ def test_the_evaluation_states_its_protocol_and_all_its_rows(run: Path) -> None:
     assert found["protocol"]["threats"] == {"linf": ["2/255", "8/255"]}
     for entry in found["attacked"]:
         assert set(entry["rows"]) == {"both", "anomalies", "normals"}
+
+
+def check_of(run: Path, id_: str) -> dict:  # type: ignore[type-arg]
+    (found,) = (check for check in metrics(run)["checks"] if check["id"] == id_)
+    return found
+
+
+def test_the_choice_of_the_weights_is_what_the_training_recorded(
+    run: Path, tree: Path, tiny_evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
+    assert check_of(run, "S30")["status"] == "PASS"
+    assert "moving average of the last step" in check_of(run, "S30")["meaning"]
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "twin")
+    settings, recorded = read_config(copy)
+    del recorded["selection"]
+    write_config(copy, settings, recorded)
+    seal(copy, "config.yaml")
+    patchguard.evaluate(copy, tree, evaluation=tiny_evaluation)
+    assert check_of(copy, "S30")["status"] == "WARN"
 
 
 def test_the_worst_case_falls_with_eps_and_is_lowest_with_both_classes_attacked(run: Path) -> None:

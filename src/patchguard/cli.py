@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, in_our_words, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.stopping import signals_stop
 
 if TYPE_CHECKING:
     from patchguard.deploy.outputs import Prediction
@@ -326,7 +327,8 @@ def main(argv: list[str] | None = None) -> int:
     # Spinning OpenMP threads slow a shared machine several times over; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        with signals_stop():
+            return _run(sys.argv[1:] if argv is None else argv)
     except PatchGuardError as error:
         print(f"patchguard: {error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 1

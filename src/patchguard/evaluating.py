@@ -33,7 +33,15 @@ from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.integrations.load import Loaded
-from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS, WEIGHTS, load_detector, seal
+from patchguard.models.checkpoint import (
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    WEIGHTS,
+    load_detector,
+    read_config,
+    seal,
+)
 from patchguard.report.progress import Watching
 from patchguard.results.card import Card, CardDetector, headline, robustness_card
 from patchguard.results.files import read_as, write_json
@@ -245,14 +253,14 @@ def _probe(found: Loaded, test: TestSet) -> None:
 def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
     """What the checks on records want to know."""
     digests = json.loads((folder / MANIFEST).read_text())
+    selection = read_config(folder)[1].get("selection", {})
     return {
         "weights_sha256": digests[WEIGHTS],
         "config_sha256": digests[CONFIG],
         "data_sha256": test.sha256,
         "versions": versions(),
-        "seeds": 1,
-        "selected_on_test": False,
-        "selection_rule": "the last step of training, nothing was selected",
+        "selected_on_test": selection.get("on_test"),
+        "selection_rule": selection.get("rule"),
         "mask_protocol": "native",
     }
 

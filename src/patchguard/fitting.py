@@ -172,6 +172,7 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
         "training_seconds": round(trained.seconds, 1),
         "training_steps": trained.steps,
         "switched_to_pgd2_at_step": trained.switched_at,
+        "selection": {"rule": trained.selection, "on_test": False},
     }
     write_config(folder, settings, provenance(material, recipe.model.weights) | training)
     save_weights(trained.detector, folder)

@@ -21,8 +21,6 @@ PROVENANCE = {
     "data_sha256": "1" * 64,
     "versions": {"torch": torch.__version__},
     "seed": 0,
-    "seeds": 3,
-    "intervals": True,
     "selected_on_test": False,
     "selection_rule": "last step",
     "mask_protocol": "native",
@@ -65,14 +63,11 @@ def check(id_: str, context: CheckContext, **changes: object) -> Check:
 def test_a_sound_evaluation_passes_the_quick_checks() -> None:
     found = run_checks(sound())
     assert {entry.id for entry in found} == set(QUICK)
-    assert {entry.id: entry.status for entry in found if entry.status != "PASS"} == {
-        "S1": "SKIP",
-        "S26": "SKIP",
-    }
+    assert {entry.id: entry.status for entry in found if entry.status != "PASS"} == {"S1": "SKIP"}
 
 
 def test_every_check_is_listed_once_and_says_one_sentence() -> None:
-    assert [entry.id for entry in CHECKS] == [f"S{number}" for number in range(1, 31)]
+    assert [entry.id for entry in CHECKS] == [f"S{n}" for n in range(1, 31) if n != 26]
     done: list[float] = []
     for entry in run_checks(sound(), advance=done.append):
         assert entry.meaning.endswith(".")
@@ -237,11 +232,10 @@ def test_scores_that_do_not_follow_from_the_images_are_found() -> None:
 
 def test_what_is_missing_from_the_records_is_named() -> None:
     assert "versions" in check("S28", sound(), provenance={**PROVENANCE, "versions": None}).meaning
-    assert "1 training run:" in check("S28", sound(), provenance={**PROVENANCE, "seeds": 1}).meaning
-    no_intervals = {**PROVENANCE, "intervals": False}
-    assert "without intervals" in check("S28", sound(), provenance=no_intervals).meaning
     few = specimens(WEIGHT, each=4)
     assert "only 4 images" in check("S28", sound(), test=few).meaning
+    assert check("S28", sound(), test=few).status == "WARN"
+    assert check("S28", sound()).status == "PASS"
 
 
 def test_ground_truth_that_contradicts_the_labels_is_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import patchguard
 from detectors import Linear
 from patchguard.config import EvaluationConfig
 from patchguard.detector import Detection, Detector
@@ -19,7 +21,7 @@ from patchguard.errors import PatchGuardError
 from patchguard.evaluation import threat
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.evaluation.protocol import Evaluation, Surroundings, evaluate_detector, suite_of
-from patchguard.evaluation.store import Store
+from patchguard.evaluation.store import DECIDING, Store, code_digest
 from patchguard.evaluation.test_set import TestSet
 from patchguard.integrations.function import FunctionDetector
 
@@ -334,6 +336,86 @@ def test_what_is_known_of_a_detector_keeps_its_results_apart(
         )
     ]
     assert max(found[1]) < 0 < min(found[0])
+
+
+class Rounded(Net):
+    """A network whose sums come out a little otherwise, as with another number of threads."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, images: Tensor) -> Detection:
+        score, anomaly_map = super().forward(images)
+        return Detection(score * (1 + self.error), anomaly_map * (1 - self.error))
+
+
+def forwards(detector: Net, *arguments: Any, cache: Path) -> int:
+    """Images that pass through the detector in an evaluation."""
+    evaluate_detector(detector, *arguments, known=QUIET, cache=cache)
+    return detector.forwards
+
+
+@pytest.mark.parametrize("error", [1e-7, -1e-6])
+def test_finished_work_is_found_again_where_sums_are_rounded_otherwise(
+    test_set: TestSet, config: EvaluationConfig, tmp_path: Path, error: float
+) -> None:
+    first = forwards(Rounded(0.0), test_set, config, cache=tmp_path)
+    again = forwards(Rounded(error), test_set, config, cache=tmp_path)
+    assert again == forwards(Rounded(0.0), test_set, config, cache=tmp_path)
+    assert again < first / 3
+
+
+def test_finished_work_is_found_again_with_another_number_of_threads(
+    test_set: TestSet, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            evaluate_detector(Net(), test_set, config, known=QUIET, cache=tmp_path)
+            found.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")})
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+
+
+def test_a_detector_that_changed_where_its_tensors_do_not_show_is_attacked_anew(
+    test_set: TestSet, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    first = forwards(Rounded(0.0), test_set, config, cache=tmp_path)
+    assert forwards(Rounded(1e-3), test_set, config, cache=tmp_path) == first
+    # And both are still known.
+    for error in (0.0, 1e-3):
+        assert forwards(Rounded(error), test_set, config, cache=tmp_path) < first / 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "attacks/pgd.py",
+        "evaluation/test_set.py",
+        "evaluation/campaign.py",
+        "evaluation/scoring.py",
+        "data/images.py",
+        "models/vit.py",
+        "integrations/function.py",
+    ],
+)
+def test_work_of_former_code_is_not_taken_for_that_of_todays(changed: str, tmp_path: Path) -> None:
+    package = tmp_path / "patchguard"
+    shutil.copytree(Path(patchguard.__file__).parent, package)
+    assert code_digest(package) == code_digest()
+    (package / "report" / "render.py").write_text("another page")
+    assert code_digest(package) == code_digest()
+    (package / changed).write_text("another way")
+    assert code_digest(package) != code_digest()
+
+
+def test_all_code_that_decides_is_there() -> None:
+    package = Path(patchguard.__file__).parent
+    assert [name for name in DECIDING if not (package / name).exists()] == []
 
 
 def test_two_evaluations_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from patchguard.attacks.pgd import PGD
 from patchguard.config import InnerAttackConfig
 from patchguard.detector import Detection, Detector
 from patchguard.errors import Interrupted
+from patchguard.stopping import signals_stop
 from patchguard.training import callbacks
 from patchguard.training.module import AdversarialTraining
 from patchguard.training.monitor import Reading, look
@@ -107,7 +108,7 @@ def test_a_run_that_switched_and_was_interrupted_goes_on_with_pgd_2(
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(AdversarialTraining, "training_step", stopped)
-    with pytest.raises(Interrupted):
+    with signals_stop(), pytest.raises(Interrupted):
         train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=lambda _: None)
     train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=lambda _: None)
     assert steps == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]

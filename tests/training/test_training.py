@@ -1,7 +1,9 @@
 """Training on a handful of tiny images: reproducible, resumable, and it learns."""
 
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,8 @@ from patchguard.config import (
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.report.contents import training_curves
-from patchguard.training import batches
+from patchguard.stopping import signals_stop
+from patchguard.training import batches, callbacks
 from patchguard.training import module as training_module
 from patchguard.training.batches import (
     Draw,
@@ -213,11 +216,97 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(AdversarialTraining, "training_step", _interrupting_at(step=3))
-        with pytest.raises(Interrupted, match="--resume"):
+        with signals_stop(), pytest.raises(Interrupted, match="--resume"):
             train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
     assert saved_step(tmp_path / "part" / "resume.ckpt") == 4
     resumed = trained(dataset(), config, 3, tmp_path / "part")
     assert equal(whole, resumed)
+
+
+@pytest.mark.parametrize("asked_at", [5, 6], ids=["in the last step", "after the last step"])
+def test_a_stop_at_the_last_step_adds_no_step_to_the_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_at: int
+) -> None:
+    config = settings(attack=InnerAttackConfig())
+    whole = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "whole")
+
+    with monkeypatch.context() as patch, signals_stop():
+        if asked_at < 6:
+            patch.setattr(AdversarialTraining, "training_step", _interrupting_at(asked_at))
+        else:
+            patch.setattr(
+                AdversarialTraining, "on_train_end", lambda _: signal.raise_signal(signal.SIGINT)
+            )
+        with pytest.raises(Interrupted, match="step 6"):
+            train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
+    resumed = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
+    assert (resumed.steps, whole.steps) == (6, 6)
+    assert equal(whole.detector, resumed.detector)
+
+
+def test_a_process_killed_after_a_save_at_the_last_step_takes_no_step_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(attack=InnerAttackConfig())
+    whole = trained(dataset(), config, 3, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def killed(self: AdversarialTraining, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 6:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(callbacks, "SAVE_EVERY_SECONDS", -1)
+        patch.setattr(AdversarialTraining, "on_train_batch_end", killed)
+        trained(dataset(), config, 3, tmp_path / "part")
+    assert saved_step(tmp_path / "part" / "resume.ckpt") == 6
+    resumed = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
+    assert resumed.steps == 6
+    assert equal(whole, resumed.detector)
+
+
+@pytest.mark.parametrize("where", ["training_step", "on_before_zero_grad", "on_train_batch_start"])
+@pytest.mark.parametrize("awp", [0.0, 0.01])
+def test_a_keyboard_interrupt_without_handlers_saves_what_was_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, awp: float
+) -> None:
+    config = settings(attack=InnerAttackConfig(), awp=awp)
+    whole = trained(dataset(), config, 3, tmp_path / "whole")
+    original = getattr(AdversarialTraining, where)
+
+    def interrupted(self: AdversarialTraining, *arguments: Any) -> Any:
+        done = original(self, *arguments)
+        if self.global_step == 3:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="step 3"):
+        patch.setattr(AdversarialTraining, where, interrupted)
+        trained(dataset(), config, 3, tmp_path / "part")
+    assert saved_step(tmp_path / "part" / "resume.ckpt") == 3
+    assert equal(whole, trained(dataset(), config, 3, tmp_path / "part"))
+
+
+def test_training_needs_neither_the_main_thread_nor_handlers_of_signals(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(trained, dataset(workers=1), settings(), 0, tmp_path / "thread")
+        elsewhere = done.result()
+    assert equal(elsewhere, trained(dataset(), settings(), 0, tmp_path / "main"))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_request_to_stop_reaches_a_training_in_another_thread(tmp_path: Path) -> None:
+    with signals_stop(), ThreadPoolExecutor(1) as pool:
+        done = pool.submit(trained, dataset(), settings(steps=10_000), 0, tmp_path)
+        while not (tmp_path / "csv").exists():
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            done.result(timeout=60)
+    assert 0 < saved_step(tmp_path / "resume.ckpt") < 10_000
 
 
 def _interrupting_at(step: int) -> Callable[..., Tensor]:

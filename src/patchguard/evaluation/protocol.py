@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
 from patchguard.attacks.settings import check, setting_types
-from patchguard.attacks.suite import LEGACY, build, members
+from patchguard.attacks.suite import build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
 from patchguard.detector import Detector, device_of
 from patchguard.errors import PatchGuardError
@@ -37,7 +36,14 @@ from patchguard.evaluation.metrics import image_metrics, rates_at
 from patchguard.evaluation.outcome import Scored, Worst
 from patchguard.evaluation.pixels import ROWS, metrics_of
 from patchguard.evaluation.scoring import score_images
-from patchguard.evaluation.store import Store, code_digest, detector_digest, digest, images_digest
+from patchguard.evaluation.store import (
+    code_digest,
+    detector_digest,
+    digest,
+    images_digest,
+    keep_clean,
+    store_of,
+)
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
@@ -56,6 +62,7 @@ from patchguard.results.schema import (
     Summary,
     headline_eps,
 )
+from patchguard.runtime import full_precision
 
 SEVERITIES = (1, 3, 5)
 
@@ -130,6 +137,7 @@ def _rehearse(threat: ThreatConfig) -> None:
         build(member, threat.norm, context, sources)
 
 
+@full_precision()
 def evaluate_detector(
     detector: Detector,
     test: TestSet,
@@ -158,7 +166,6 @@ def evaluate_detector(
         PatchGuardError: a suite that asks for what does not exist.
     """
     suite, known = suite_of(config), known or Surroundings()
-    torch.backends.cudnn.allow_tf32 = False
     if config.images is not None:
         test = test.subset(config.images)
     if config.looks > 1:
@@ -169,9 +176,9 @@ def evaluate_detector(
         raise PatchGuardError("the detector returns NaN or infinity for clean test images")
     with ExitStack() as stack:
         root = cache or Path(stack.enter_context(TemporaryDirectory()))
-        store = stack.enter_context(
-            Store(root, _fingerprint(detector, test, clean, suite, config, known, seed))
-        )
+        fingerprint = _fingerprint(detector, test, suite, config, known, seed)
+        store = stack.enter_context(store_of(root, fingerprint, clean))
+        keep_clean(store, clean)
         campaign = Campaign(
             detector,
             test,
@@ -190,21 +197,16 @@ def evaluate_detector(
 def _fingerprint(
     detector: Detector,
     test: TestSet,
-    clean: Scored,
     suite: Suite,
     config: EvaluationConfig,
     known: Surroundings,
     seed: int,
 ) -> str:
-    """Of everything that decides what attacks find, the attacks' own code included.
-
-    What the detector says of the clean images stands for all that its tensors do not show.
-    """
+    """Of everything that decides what attacks find and can be known exactly, code included."""
     sources = {name: detector_digest(source) for name, source in known.sources.items()}
     decides = [asdict(suite)["threats"], suite.minimal_eps, config.batch_size, config.looks, seed]
-    answers = hashlib.sha256(clean.scores.tobytes() + clean.maps.tobytes()).hexdigest()
     found = [known.identity, known.threshold, detector_digest(detector), images_digest(test)]
-    return digest([code_digest(), str(torch.__version__), sources, *decides, *found, answers])
+    return digest([code_digest(), str(torch.__version__), sources, *decides, *found])
 
 
 class _Findings:
@@ -399,7 +401,7 @@ class _Findings:
             twin_auroc=self.known.twin_auroc.get(nearest),
             deployed=self.known.deployed,
             captured=Captured(self.test.sources) if self.test.sources else None,
-            provenance={"seed": self.seed, "intervals": True, **self.known.provenance},
+            provenance={"seed": self.seed, **self.known.provenance},
             seed=self.seed,
             effort="full" if self.suite.all_checks else "quick",
         )

@@ -6,16 +6,41 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from patchguard import attacks
+import patchguard
 from patchguard.detector import Detector
 from patchguard.errors import PatchGuardError
+from patchguard.evaluation.outcome import Scored
 from patchguard.evaluation.test_set import TestSet
+
+DECIDING = (
+    "attacks",
+    "config.py",
+    "data/images.py",
+    "detector.py",
+    "evaluation/campaign.py",
+    "evaluation/protocol.py",
+    "evaluation/scoring.py",
+    "evaluation/test_set.py",
+    "evaluation/threat.py",
+    "evaluation/worst_case.py",
+    "integrations",
+    "models",
+    "runtime.py",
+)
+"""The code that decides what an attack finds: that of attacks and detectors, and what prepares
+images, batches and seeds, scores, and picks the worst."""
+
+_ROUNDING = 1e-5
+"""How far the outputs of one detector lie apart, as a share of the largest: another number of
+threads adds up in another order."""
 
 
 class Store:
@@ -30,7 +55,7 @@ class Store:
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
-        self.folder = root / fingerprint[:16]
+        self.folder = root / fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
 
@@ -78,17 +103,64 @@ class Store:
         return self.folder / f"{key}.npy"
 
 
+def store_of(root: Path, fingerprint: str, clean: Scored) -> Store:
+    """The store of this fingerprint whose detector said the same of the clean images; or a new one.
+
+    What it says stands for all that a fingerprint does not show. It is compared, not hashed: it
+    is the same only up to rounding.
+
+    Args:
+        root: folder for the stores of all evaluations.
+        fingerprint: of everything else that decides what attacks find.
+        clean: what the detector says now.
+    """
+    stores = (Store(root, f"{fingerprint[:16]}-{number}") for number in count())
+    return next(store for store in stores if not store.has("clean/scores") or _same(store, clean))
+
+
+def keep_clean(store: Store, clean: Scored) -> None:
+    """Have :func:`store_of` find a store by this the next time."""
+    if not store.has("clean/scores"):
+        store.save("clean/maps", clean.maps)
+        store.save("clean/scores", clean.scores)
+
+
+def _same(store: Store, clean: Scored) -> bool:
+    return _close(store.load("clean/scores"), clean.scores) and _close(
+        store.load("clean/maps"), clean.maps
+    )
+
+
+def _close(kept: np.ndarray, found: np.ndarray) -> bool:
+    """Equal shapes, and equal up to rounding in every single value."""
+    if kept.shape != found.shape:
+        return False
+    tolerance = _ROUNDING * max((float(np.abs(part).max()) for part in found), default=0.0)
+    pairs = zip(kept, found, strict=True)
+    return all(float(np.abs(old - new).max()) <= tolerance for old, new in pairs)
+
+
 def digest(content: Any) -> str:
     """sha256 of anything that JSON can hold, 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """sha256 over the source of all attacks: results of former code are not taken for its own."""
+def code_digest(package: Path | None = None) -> str:
+    """sha256 over the code in :data:`DECIDING`: results of former code are not taken for its own.
+
+    Args:
+        package: folder of the code; that of this package when absent.
+    """
     found = hashlib.sha256()
-    for path in sorted(Path(attacks.__file__).parent.rglob("*.py")):
+    for path in _deciding(package or Path(patchguard.__file__).parent):
         found.update(path.read_bytes())
     return found.hexdigest()
+
+
+def _deciding(package: Path) -> Iterator[Path]:
+    for name in DECIDING:
+        path = package / name
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def detector_digest(detector: Detector) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from patchguard.stopping import StopRequest
 from patchguard.training.batches import Batch
 from patchguard.training.module import LOG_EVERY, AdversarialTraining, images_of
 from patchguard.training.monitor import look
@@ -23,19 +22,20 @@ SAVE_EVERY_SECONDS = 60
 class ResumePoint(lightning.Callback):
     """Saves the whole training state between steps: every minute, and when interrupted.
 
-    Ctrl-C or SIGTERM finishes the step at hand, saves and stops; a killed process loses at most
-    a minute. The file is replaced atomically.
+    A request to stop finishes the step at hand, saves and stops. A ``KeyboardInterrupt`` in the
+    midst of a step saves what was before it, unless that is just being changed; then, and when
+    the process is killed, at most a minute is lost. The file is replaced atomically.
+
+    Args:
+        path: of the file.
+        stop: looked at after every step.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stop: StopRequest) -> None:
         self.path = path
-        self.interrupted = False
+        self.stop = stop
         self._saved_at = time.monotonic()
-        self._handlers: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._interrupt)
+        self._saved_step = -1
 
     def on_train_batch_end(
         self,
@@ -46,14 +46,22 @@ class ResumePoint(lightning.Callback):
         batch_idx: int,
     ) -> None:
         overdue = time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS
-        if self.interrupted or overdue:
+        if self.stop.asked or overdue:
             self.save(trainer)
-        if self.interrupted:
+        if self.stop.asked:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        assert isinstance(module, AdversarialTraining)
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        if stopped and not module.midway and self._saved_step != trainer.global_step:
+            module.weight_perturbation.pop()
+            self.save(trainer)
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Write the resume file; a kill in the middle leaves the former one."""
@@ -62,9 +70,7 @@ class ResumePoint(lightning.Callback):
         if trainer.is_global_zero:
             partial.replace(self.path)
         self._saved_at = time.monotonic()
-
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.interrupted = True
+        self._saved_step = trainer.global_step
 
 
 class OverfittingMonitor(lightning.Callback):

@@ -65,6 +65,7 @@ class AdversarialTraining(lightning.LightningModule):
 
     Attributes:
         switched_at: the step at which a single-step attack was given up for PGD-2, if it was.
+        midway: the step at hand has begun to change what a resumed run starts from.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class AdversarialTraining(lightning.LightningModule):
             Perturbations(images, model.image_size) if config.attack.persistent else None
         )
         self.weight_perturbation = WeightPerturbation(model)
+        self.midway = True
         self.elapsed = 0.0
         self._clock = 0.0
 
@@ -135,13 +137,17 @@ class AdversarialTraining(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self._clock = time.monotonic() - self.elapsed
+        self.midway = False
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        if self.progress() >= 1:  # resumed where the last step had been made
+            return -1
         entropy = [self.seed, self.global_step, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = self.current_lr()
         self.model.backbone.requires_grad_(self.progress() >= self.config.head_first)
+        return None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels, masks = images_of(batch)
@@ -163,6 +169,9 @@ class AdversarialTraining(lightning.LightningModule):
     def on_after_backward(self) -> None:
         self.weight_perturbation.pop()
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.midway = True
+
     def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """The images of a batch under the inner attack at the current eps."""
         eps = self.current_eps()
@@ -174,6 +183,7 @@ class AdversarialTraining(lightning.LightningModule):
         attack = copy(self.attack)
         attack.starts = (self.perturbations.start(index, flips),)
         attacked = attack(self.model, images, labels, masks, eps=[eps])[0]
+        self.midway = True
         self.perturbations.keep(index, flips, (attacked - images)[: len(index)])
         return attacked
 
@@ -201,10 +211,14 @@ class AdversarialTraining(lightning.LightningModule):
         blend(list(self.average.parameters()), list(self.model.parameters()), 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.midway = False
         if self.progress() >= 1:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # As Lightning counts at the end of a step, also where a step was broken off.
+        epoch_loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+        epoch_loop["_batches_that_stepped"] = self.global_step - 1
         checkpoint["elapsed"] = self.elapsed
         checkpoint["switched_at"] = self.switched_at
         if self.perturbations:

@@ -12,13 +12,15 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader
 
 from patchguard.config import DataConfig, ModelConfig, TrainingConfig, parse_eps
 from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.checkpoint import RESUME
 from patchguard.models.patchguard import PatchGuard
-from patchguard.training.batches import TrainingImages, training_loader
+from patchguard.stopping import heeding_stops
+from patchguard.training.batches import Batch, TrainingImages, training_loader
 from patchguard.training.callbacks import OverfittingMonitor, ResumePoint, TrainingProgress
 from patchguard.training.module import LOG_EVERY, AdversarialTraining
 
@@ -35,12 +37,14 @@ class Trained:
         seconds: that the training took, interruptions left out.
         steps: of the optimiser.
         switched_at: the step at which catastrophic overfitting ended single-step training.
+        selection: how the weights were chosen among those of all steps, in words.
     """
 
     detector: PatchGuard
     seconds: float
     steps: int
     switched_at: int | None
+    selection: str
 
 
 def total_steps(config: TrainingConfig, images: int) -> int | None:
@@ -80,7 +84,7 @@ def train(
         tell: receives a line for each thing the user should know.
 
     Raises:
-        Interrupted: stopped by Ctrl-C or SIGTERM, after saving the state.
+        Interrupted: stopped by a request or by ``KeyboardInterrupt``, after saving the state.
         PatchGuardError: the settings contradict each other, or ``resume.ckpt`` is damaged.
     """
     steps = total_steps(config, len(dataset))
@@ -88,19 +92,41 @@ def train(
     model = PatchGuard(model_config, dataset.config.image_size)
     check_settings(model, dataset.config, config)
     module = AdversarialTraining(model, config, steps, seed, len(dataset))
-    resume = ResumePoint(folder / RESUME.name)
-    first_step = saved_step(resume.path)
+    path = folder / RESUME.name
+    first_step = saved_step(path)
     loader = training_loader(dataset, config.batch_size, module.progress_at, first_step=first_step)
-    callbacks = [*_monitor(dataset, config, seed, tell), TrainingProgress(), resume]
-    trainer = _trainer(config, folder, first_step, callbacks)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        checkpoint = resume.path if first_step else None
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    if resume.interrupted:
-        raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
-    resume.save(trainer)
-    return Trained(module.detector.cpu(), module.elapsed, trainer.global_step, module.switched_at)
+    with heeding_stops() as stop:
+        resume = ResumePoint(path, stop)
+        callbacks = [*_monitor(dataset, config, seed, tell), TrainingProgress(), resume]
+        trainer = _trainer(config, folder, first_step, callbacks)
+        ended = _run_to_the_end(trainer, module, loader, path if first_step else None)
+        if module.progress() >= 1:
+            resume.save(trainer)
+        if stop.asked or not ended:
+            raise Interrupted(f"stopped at step {trainer.global_step}; add --resume to continue")
+    return Trained(
+        module.detector.cpu(),
+        module.elapsed,
+        trainer.global_step,
+        module.switched_at,
+        f"{'moving average' if config.ema else 'weights'} of the last step, nothing was selected",
+    )
+
+
+def _run_to_the_end(
+    trainer: lightning.Trainer,
+    module: AdversarialTraining,
+    loader: DataLoader[Batch],
+    checkpoint: Path | None,
+) -> bool:
+    """Train; False where a ``KeyboardInterrupt`` or a signal that Lightning heeds ended it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of either
+        return False
+    return True
 
 
 def _monitor(

@@ -77,10 +77,9 @@ class CheckContext:
         deployed: score of an image [H, W, 3] in [0, 1] on the way it takes in operation.
         captured: the test images [H, W, 3] in [0, 1] before they were resized, in their order.
         provenance: what was recorded: ``weights_sha256``, ``data_sha256``, ``versions``,
-            ``seed``, ``seeds`` (number of training seeds), ``intervals`` (bootstrap, bool),
-            ``selected_on_test`` (whether test images had a part in the choice of the checkpoint,
-            bool), ``selection_rule`` (that choice in words) and ``mask_protocol`` (``native`` or
-            the name of another).
+            ``seed``, ``selected_on_test`` (whether test images had a part in the choice of the
+            checkpoint, bool), ``selection_rule`` (that choice in words) and ``mask_protocol``
+            (``native`` or the name of another).
         seed: of all random draws.
         effort: ``quick`` looks at fewer images for fewer steps.
     """

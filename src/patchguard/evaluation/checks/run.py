@@ -51,7 +51,6 @@ CHECKS = (
     Registered("S23", "ties", results.ties, quick=True),
     Registered("S24", "undefended control", results.undefended_control, quick=True),
     Registered("S25", "canaries", canaries, quick=True),
-    Registered("S26", "certificates", results.certificates, quick=True),
     Registered("S27", "no ground truth", results.label_leakage, quick=True),
     Registered("S28", "statistics and records", results.statistics, quick=True),
     Registered("S29", "masks", results.masks, quick=True),
