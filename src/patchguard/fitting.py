@@ -149,7 +149,7 @@ def check_same_changes(folder: Path, material: Material) -> None:
 def write_anomalies(material: Material, path: Path, seed: int) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
-    write_png(path, gallery(images, foregrounds, material.data, seed=seed, columns=8))
+    write_png(path, gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8))
 
 
 def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell: Tell) -> None:
