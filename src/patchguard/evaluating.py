@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -41,14 +42,43 @@ from patchguard.evaluation.protocol import (
 from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
+from patchguard.files import printable, write_whole
 from patchguard.integrations.load import Loaded
-from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS, WEIGHTS, load_detector, seal
+from patchguard.models.checkpoint import (
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    WEIGHTS,
+    is_sealed,
+    load_detector,
+    read_manifest,
+    seal,
+    unseal,
+)
+from patchguard.outputs import keep_former
 from patchguard.report.progress import Watching
 from patchguard.training.material import Material
 
 Tell = Callable[[str], None]
 
-TWIN, CACHE, CARD = "twin", "attacks", "card.json"
+TWIN, CACHE, CARD, GALLERY = "twin", "attacks", "card.json", "gallery.npz"
+REPORT, LEADERBOARD = "report.html", "leaderboard.html"
+RESULTS = (METRICS, CARD, GALLERY, REPORT, LEADERBOARD)
+"""What an evaluation leaves behind, and the pages about it."""
+
+_DECIDES = (
+    "suite",
+    "threats",
+    "attacks",
+    "legacy_steps",
+    "looks",
+    "seed",
+    "test_set",
+    "kinds",
+    "ground_truth",
+    "test_sha256",
+)
+"""Parts of a protocol without which the same detector has other results."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +136,7 @@ def evaluate_run(
     data: str,
     seed: int,
     twin: bool = False,
+    tell: Tell = print,
 ) -> Evaluation:
     """Evaluate the detector of a run folder and write everything into that folder.
 
@@ -113,12 +144,75 @@ def evaluate_run(
     the source of transfer attacks. The twin itself falls to the quick suite, so that is what it
     gets, at the radii of the suite asked for.
     """
+    subject = _subject(folder, test, test_name, twin)
+    if twin:
+        config = _quick(config)
+    evaluation = evaluate_into(
+        folder, subject, test, test_name, config, data=data, seed=seed, tell=tell
+    )
+    # Last, as it is what says that the evaluation is finished.
+    seal(folder, METRICS)
+    return evaluation
+
+
+def renew_run(
+    folder: Path,
+    test: TestSet,
+    test_name: str,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+    twin: bool = False,
+    tell: Tell = print,
+) -> None:
+    """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
+    if is_sealed(folder, METRICS):
+        asked = _quick(config) if twin else config
+        used = test if asked.images is None else test.subset(asked.images)
+        changed = _changed(folder, _protocol(used, test_name, asked, data, seed))
+        if not changed:
+            if not (folder / CARD).exists():
+                subject = _subject(folder, test, test_name, twin)
+                _write_card(folder, _recorded(folder), subject, used, data)
+            return
+        tell(f"{folder} is evaluated anew: {', '.join(changed)} changed since it was evaluated")
+    elif METRICS in read_manifest(folder):
+        tell(f"{folder} is evaluated anew: its {METRICS} is missing or altered")
+    evaluate_run(folder, test, test_name, config, data=data, seed=seed, twin=twin, tell=tell)
+
+
+def _changed(folder: Path, asked: Mapping[str, Any]) -> list[str]:
+    """What of a finished evaluation is not as it would be made now, for people."""
+    recorded = dict(_recorded(folder)["protocol"])
+    if (folder / CARD).exists():  # where former versions kept the digest
+        recorded.setdefault("test_sha256", read_card(folder / CARD)["data"]["sha256"])
+    differing = [
+        name
+        for name in _DECIDES
+        if name in recorded
+        and recorded[name] != asked.get(name)
+        # A self-test is made anew from the same normals, and machines round differently.
+        and not (name == "test_sha256" and asked["test_set"] == SELF_TEST)
+    ]
+    of_images = {"test_set", "kinds", "ground_truth", "test_sha256"}
+    told = {"the test images" if name in of_images else f"its {name}" for name in differing}
+    return sorted(told)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return found
+
+
+def _subject(folder: Path, test: TestSet, test_name: str, twin: bool) -> Subject:
+    """The detector of a run folder, with what its evaluation has to know."""
     detector, calibration = load_calibrated(folder)
     # The self-test's normals set the threshold: rates at it would only repeat that.
     threshold = calibration.threshold if test_name == LABELLED else None
     predictor = Predictor(detector.to(device()), calibration, detector.image_size)
     control = folder / TWIN
-    controlled = (control / METRICS).exists()
+    controlled = is_sealed(control, METRICS)
     provenance = _provenance(folder, test)
     known = Surroundings(
         identity=provenance["weights_sha256"] + provenance["config_sha256"],
@@ -129,18 +223,13 @@ def evaluate_run(
         provenance=provenance,
         checks=not twin,
     )
-    subject = Subject(
+    return Subject(
         f"{folder.resolve().parent.name} twin" if twin else folder.resolve().name,
         "PatchGuard",
         provenance["weights_sha256"],
         detector.to(device()),
         known,
     )
-    if twin:
-        config = _quick(config)
-    evaluation = evaluate_into(folder, subject, test, test_name, config, data=data, seed=seed)
-    seal(folder, METRICS)
-    return evaluation
 
 
 def _quick(config: EvaluationConfig) -> EvaluationConfig:
@@ -151,7 +240,14 @@ def _quick(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def evaluate_other(
-    folder: Path, found: Loaded, test: TestSet, config: EvaluationConfig, *, data: str, seed: int
+    folder: Path,
+    found: Loaded,
+    test: TestSet,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+    tell: Tell = print,
 ) -> Evaluation:
     """Evaluate a detector that is not a run folder, into ``folder``."""
     provenance = {
@@ -163,7 +259,7 @@ def evaluate_other(
     known = Surroundings(identity=found.sha256, threshold=found.threshold, provenance=provenance)
     _probe(found, test)
     subject = Subject(found.name, found.kind, found.sha256, found.detector.to(device()), known)
-    return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed)
+    return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed, tell=tell)
 
 
 def evaluate_into(
@@ -175,11 +271,15 @@ def evaluate_into(
     *,
     data: str,
     seed: int,
+    tell: Tell = print,
 ) -> Evaluation:
-    """Evaluate any detector; write ``metrics.json``, ``gallery.npz`` and ``card.json``."""
+    """Evaluate any detector; write ``gallery.npz``, ``card.json`` and, last, ``metrics.json``.
+
+    Results that they take the place of are kept in a dated folder, unless they are the same.
+    """
     began = time.monotonic()
     try:
-        with Watching(subject.name) as watching:
+        with Watching(printable(subject.name)) as watching:
             evaluation = evaluate_detector(
                 subject.detector,
                 test,
@@ -197,25 +297,55 @@ def evaluate_into(
     protocol = _protocol(evaluation.test, test_name, config, data, seed)
     protocol["seconds"] = round(time.monotonic() - began, 1)
     metrics = {"protocol": protocol, **evaluation.summary}
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-    _write_gallery(folder / "gallery.npz", evaluation, subject.detector)
+    text = json.dumps(metrics, indent=1) + "\n"
+    if _says_the_same(folder / METRICS, metrics):
+        # Its seconds are those of the work, not of reading it from the cache.
+        text = (folder / METRICS).read_text(encoding="utf-8")
+    else:
+        kept = keep_former(folder, RESULTS)
+        if kept is not None:
+            tell(f"the former results are kept in {kept}")
+        if (folder / MANIFEST).exists():
+            unseal(folder, METRICS)
+        (folder / REPORT).unlink(missing_ok=True)
+    write_whole(folder / GALLERY, _gallery(evaluation, subject.detector))
+    _write_card(folder, json.loads(text), subject, evaluation.test, data)
+    write_whole(folder / METRICS, text)
+    return evaluation
+
+
+def _says_the_same(path: Path, metrics: Mapping[str, Any]) -> bool:
+    """Whether a file holds these metrics, however long they took and wherever the images lay."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        before, now = (
+            each | {"protocol": {**each["protocol"], "seconds": 0, "data": ""}}
+            for each in (recorded, json.loads(json.dumps(metrics)))
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    # As text, since NaN is not equal to itself.
+    return json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
+
+
+def _write_card(
+    folder: Path, metrics: Mapping[str, Any], subject: Subject, test: TestSet, data: str
+) -> None:
     described = {
-        "name": subject.name,
+        "name": printable(subject.name),
         "kind": subject.kind,
         "parameters": sum(weights.numel() for weights in subject.detector.parameters()),
         "sha256": subject.sha256,
     }
-    images = {"name": Path(data).resolve().name, "sha256": evaluation.test.sha256}
+    images = {"name": printable(Path(data).resolve().name), "sha256": test.sha256}
     write_card(robustness_card(metrics, detector=described, data=images), folder / CARD)
-    return evaluation
 
 
 def worst_auroc(folder: Path) -> dict[str, float]:
     """By eps, the worst-case image AUROC of an evaluated detector."""
-    metrics = json.loads((folder / METRICS).read_text())
     return {
         entry["eps"]: entry["rows"]["both"]["image"]["auroc"]
-        for entry in metrics["attacked"]
+        for entry in _recorded(folder)["attacked"]
         if entry["attack"] == WORST and entry["norm"] == "linf"
     }
 
@@ -247,7 +377,7 @@ def _probe(found: Loaded, test: TestSet) -> None:
 
 def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
     """What the checks on records want to know."""
-    digests = json.loads((folder / MANIFEST).read_text())
+    digests = read_manifest(folder)
     return {
         "weights_sha256": digests[WEIGHTS],
         "config_sha256": digests[CONFIG],
@@ -272,9 +402,10 @@ def _protocol(
         **steps,
         "suite": _suite_name(config, suite),
         "test_set": test_name,
-        "data": data,
+        "test_sha256": test.sha256,
+        "data": printable(data),
         "images": {"normal": len(test.labels) - anomalous, "anomalous": anomalous},
-        "kinds": {kind: test.kinds.count(kind) for kind in sorted(set(test.kinds))},
+        "kinds": {printable(kind): test.kinds.count(kind) for kind in sorted(set(test.kinds))},
         "ground_truth": "none" if test.masks is None else "native resolution, never resized",
         "threats": {threat.norm: threat.eps for threat in suite.threats},
         "attacks": {
@@ -308,8 +439,8 @@ def _told(member: Member) -> str:
     return f"{member.kind} on {member.objective}" + (f": {told}" if told else "")
 
 
-def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> None:
-    """One image of each kind, clean and as the worst attack on its score leaves it."""
+def _gallery(evaluation: Evaluation, detector: Detector) -> bytes:
+    """``gallery.npz``: an image of each kind, clean and under the worst attack on its score."""
     test = evaluation.test
     chosen = [test.kinds.index(kind) for kind in sorted(set(test.kinds))][:8]
     norm = evaluation.worst[0].norm
@@ -320,8 +451,9 @@ def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> No
     def pictures(images: torch.Tensor) -> np.ndarray:
         return images[chosen].permute(0, 2, 3, 1).numpy()
 
+    file = io.BytesIO()
     np.savez_compressed(
-        path,
+        file,
         images=pictures(test.images),
         truth=test.coverage()[chosen].numpy(),
         has_truth=np.array(test.masks is not None),
@@ -330,7 +462,8 @@ def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> No
         attacked=pictures(worst.images),
         attacked_maps=attacked.maps,
         attacked_scores=attacked.scores,
-        names=np.array([test.names[index] for index in chosen]),
+        names=np.array([printable(test.names[index]) for index in chosen]),
         eps=np.array(worst.eps),
         attack=np.array(WORST),
     )
+    return file.getvalue()

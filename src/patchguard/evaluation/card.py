@@ -27,6 +27,7 @@ from patchguard.evaluation.card_format import (
     Json,
     validate,
 )
+from patchguard.files import write_whole
 
 HEADLINE_EPS = 4 / 255
 """Where a suite has several radii of linf, the headline is of the one nearest to this."""
@@ -48,6 +49,7 @@ _TOLD_APART = frozenset(
         "device",
         "seconds",
         "test_set",
+        "test_sha256",
         "data",
         "images",
         "kinds",
@@ -140,9 +142,9 @@ def checks_run(checks: Mapping[str, Any]) -> int:
 
 
 def failed_checks(card: Mapping[str, Any]) -> list[str]:
-    """Id and name of the checks that failed."""
+    """The checks that failed, as ``S14 (no limit)``."""
     return [
-        f"{check['id']} {check['name']}"
+        f"{check['id']} ({check['name']})"
         for check in card["checks"]["list"]
         if check["status"] == "FAIL"
     ]
@@ -177,7 +179,7 @@ def write_card(card: Mapping[str, Any], path: Path) -> Path:
         PatchGuardError: not a card; the line names the field.
     """
     validate(card, str(path))
-    path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(card, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -204,7 +206,7 @@ def _worst(found: Mapping[str, Any], name: str) -> str:
 def _alarm(card: Mapping[str, Any]) -> list[str]:
     if not card["unreliable"]:
         return []
-    failed = [check["id"] for check in card["checks"]["list"] if check["status"] == "FAIL"]
+    failed = failed_checks(card)
     if not failed:
         return ["UNRELIABLE"]
     return [f"UNRELIABLE: {', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}"]

@@ -41,6 +41,7 @@ from patchguard.evaluation.store import Store, code_digest, detector_digest, dig
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
+from patchguard.files import printable
 
 WORST = "worst"
 SEVERITIES = (1, 3, 5)
@@ -359,8 +360,8 @@ class _Findings:
                     key = f"{LEGACY} {entry.norm} {entry.eps}"
                     scores[key] = entry.scored.scores.tolist()
         return {
-            "names": list(self.test.names),
-            "kinds": list(self.test.kinds),
+            "names": [printable(name) for name in self.test.names],
+            "kinds": [printable(kind) for kind in self.test.kinds],
             "clean": self.clean.scores.tolist(),
             **scores,
         }

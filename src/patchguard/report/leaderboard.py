@@ -23,13 +23,18 @@ from patchguard.evaluation.card import (
     published_steps,
     read_card,
 )
-from patchguard.report.page import page
+from patchguard.files import write_whole
+from patchguard.report.page import GENERATOR, page
 from patchguard.report.wording import DASH, gap, norm_name, number, percent
 
 Card = Mapping[str, Any]
 
 TRUST = ("checked", "unchecked", "unreliable")
 """What checks make of an evaluation, in the order of the rows."""
+
+
+MARKS = (GENERATOR.encode(), b"<title>Robustness leaderboard")
+"""Of which a page that may be written again has one; those of former versions have the second."""
 
 
 class Key(NamedTuple):
@@ -137,7 +142,7 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
         "norm_name": norm_name,
         "published_steps": PUBLISHED_STEPS,
     }
-    out.write_text(page("leaderboard.html.j2", content), encoding="utf-8")
+    write_whole(out, page("leaderboard.html.j2", content))
     return out
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.evaluation.card import published_steps
+from patchguard.files import encodable, printable
 from patchguard.report.contents import CLEAN, LEGACY, WORST, AttackResult, Metrics
 from patchguard.report.tables import Table
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
@@ -272,7 +273,7 @@ def page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) ->
     lines += [markdown(costs(runs)), "", "## Every run", ""]
     for part in _parts(runs):
         lines += [f"{part.capitalize()} AUROC:", "", markdown(every_run(runs, part)), ""]
-    return "\n".join(lines)
+    return encodable("\n".join(lines))
 
 
 def summary(runs: Sequence[StudyRun]) -> str:
@@ -536,4 +537,4 @@ def _fine(value: float) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("<", "&lt;")
+    return printable(cell).replace("|", "\\|").replace("<", "&lt;")

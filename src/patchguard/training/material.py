@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def prepare(
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(sample.path.name.encode())
+        digest.update(os.fsencode(sample.path.name))
         digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
     return digest.hexdigest()
 
