@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
+from patchguard.files import printable, sole_writer
 
 DEFAULT_RECIPE = "fast"
 DEMO_CATEGORY = "fabric"
@@ -17,8 +18,11 @@ DEMO_STEPS = 2400
 
 if TYPE_CHECKING:
     from patchguard.deploy.outputs import Prediction
+    from patchguard.evaluation.test_set import TestSet
     from patchguard.models.patchguard import PatchGuard
+    from patchguard.report.study import Failure
     from patchguard.studying import Planned
+    from patchguard.training.material import Material
 
 
 def fit(
@@ -42,7 +46,8 @@ def fit(
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
-        out: run folder to create; ``runs/<name of data>`` by default.
+        out: run folder to create, of its own and apart from the data; ``runs/<name of data>`` by
+            default.
         recipe: a recipe, its name or its YAML file; ``fast`` when absent.
         steps: length in optimiser steps, in place of the recipe's.
         epochs: length in passes over the normals, in place of the recipe's.
@@ -68,8 +73,7 @@ def fit(
         PatchGuardError: bad input; its one line says what to do.
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
-    from patchguard import evaluating, fitting
-    from patchguard.models.checkpoint import METRICS
+    from patchguard import fitting, outputs
 
     folder = Path(out) if out else Path("runs") / Path(data).resolve().name
     settings = FitConfig(
@@ -84,14 +88,31 @@ def fit(
         evaluation=evaluation or EvaluationConfig(),
     )
     own_length = any(length is not None for length in (steps, epochs, minutes))
-    settings = _settings_of(folder, settings, resume, own_length)
-    fitting.check(settings)
-    material = fitting.prepared(Path(data), settings, _tell)
+    outputs.check_apart(folder, [data])
+    outputs.check_own(folder, outputs.RUN)
+    with ExitStack() as lock:
+        there = folder.exists()
+        if there:
+            lock.enter_context(outputs.writing(folder))
+        settings = _settings_of(folder, settings, resume, own_length)
+        fitting.check(settings)
+        material = fitting.prepared(Path(data), settings, _tell)
+        if not there:  # only now, so that a mistake leaves no folder behind
+            lock.enter_context(outputs.writing(folder))
+            _check_unbegun(folder)
+        _fit(folder, settings, material, str(data))
+    return folder
+
+
+def _fit(folder: Path, settings: FitConfig, material: Material, data: str) -> None:
+    """What :func:`fit` does once it has the folder to itself."""
+    from patchguard import evaluating, fitting, outputs
+
     _tell(material.summary)
     fitting.tell_of_shortfall(material, settings.false_alarm_rate, _tell)
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
-    folder.mkdir(parents=True, exist_ok=True)
+    outputs.claim(folder, outputs.RUN)
     fitting.write_anomalies(material, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
@@ -101,19 +122,18 @@ def fit(
     test, name = evaluating.test_set(material, settings, _tell)
     # The twin first: its worst case is the control of the checks.
     for run in reversed(runs):
-        if not (run / METRICS).exists():
-            evaluating.evaluate_run(
-                run,
-                test,
-                name,
-                settings.evaluation,
-                data=str(data),
-                seed=settings.seed,
-                twin=run != folder,
-            )
+        evaluating.renew_run(
+            run,
+            test,
+            name,
+            settings.evaluation,
+            data=data,
+            seed=settings.seed,
+            twin=run != folder,
+            tell=_tell,
+        )
         _tell(evaluating.outcome(run))
-    write_report(folder)
-    return folder
+    _write_report(folder)
 
 
 def load(run: str | Path) -> PatchGuard:
@@ -136,11 +156,12 @@ def evaluate(
     """Attack any detector on labelled test images and say what the worst case is.
 
     Args:
-        detector: a run folder, whose metrics and report are renewed; an anomalib checkpoint
-            (``.ckpt``); or ``file.py:function``, where the function returns a detector.
+        detector: a run folder, whose metrics and report are renewed, the former ones kept in
+            ``former/<date>`` inside it; an anomalib checkpoint (``.ckpt``); or
+            ``file.py:function``, where the function returns a detector.
         data: MVTec-style tree with a ``test`` folder of normal and anomalous images.
-        out: folder for the metrics and the card of a detector that is not a run folder;
-            ``evaluations/<its name>`` by default.
+        out: folder for the metrics and the card of a detector that is not a run folder, of its own
+            and apart from the data; ``evaluations/<its name>`` by default.
         evaluation: the attacks.
         seed: of all random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
@@ -154,12 +175,11 @@ def evaluate(
         PatchGuardError: bad input; its one line says what to do.
         patchguard.errors.Interrupted: stopped by the user.
     """
-    from patchguard import evaluating
+    from patchguard import evaluating, outputs
     from patchguard.data.folder import require_labelled, scan_test
     from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import load_detector
-    from patchguard.models.checkpoint import CONFIG, MANIFEST, METRICS
-    from patchguard.results.schema import LABELLED
+    from patchguard.models.checkpoint import CONFIG, METRICS
     from patchguard.training.material import tell_of
 
     config = evaluation or EvaluationConfig()
@@ -175,29 +195,47 @@ def evaluate(
     if (folder / CONFIG).exists():
         if out is not None:
             raise PatchGuardError(f"--out {out}: the results of a run folder go into {folder}")
-        twin = folder / evaluating.TWIN
-        if twin.exists() and not (twin / MANIFEST).exists():
-            _tell(f"{twin} is unfinished and left out")
-        for run in (twin, folder):
-            if (run / MANIFEST).exists():
-                evaluating.evaluate_run(
-                    run,
-                    test,
-                    LABELLED,
-                    config,
-                    data=str(data),
-                    seed=seed,
-                    twin=run == twin,
-                )
-                _tell(evaluating.outcome(run))
-        write_report(folder)
+        with outputs.writing(folder):
+            _evaluate_run(folder, test, config, data=str(data), seed=seed)
         return folder / METRICS
     folder = Path(out) if out else Path("evaluations") / found.name
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluating.evaluate_other(folder, found, test, config, data=str(data), seed=seed)
-    _tell(evaluating.outcome(folder))
-    write_leaderboard(folder, out=folder / "leaderboard.html")
+    outputs.check_apart(folder, [data])
+    outputs.check_own(folder, outputs.EVALUATION)
+    with outputs.writing(folder):
+        outputs.claim(folder, outputs.EVALUATION)
+        evaluating.evaluate_other(
+            folder, found, test, config, data=str(data), seed=seed, tell=_tell
+        )
+        _tell(evaluating.outcome(folder))
+        write_leaderboard(folder, out=folder / evaluating.LEADERBOARD)
     return folder / METRICS
+
+
+def _evaluate_run(
+    folder: Path, test: TestSet, config: EvaluationConfig, *, data: str, seed: int
+) -> None:
+    """A run and, before it, its twin."""
+    from patchguard import evaluating
+    from patchguard.models.checkpoint import MANIFEST
+    from patchguard.results.schema import LABELLED
+
+    twin = folder / evaluating.TWIN
+    if twin.exists() and not (twin / MANIFEST).exists():
+        _tell(f"{twin} is unfinished and left out")
+    for run in (twin, folder):
+        if (run / MANIFEST).exists():
+            evaluating.evaluate_run(
+                run,
+                test,
+                LABELLED,
+                config,
+                data=data,
+                seed=seed,
+                twin=run == twin,
+                tell=_tell,
+            )
+            _tell(evaluating.outcome(run))
+    _write_report(folder)
 
 
 def doctor(
@@ -229,19 +267,22 @@ def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html"
     """One page that compares all robustness cards below a folder.
 
     Args:
-        cards: a folder that holds ``card.json`` files at any depth.
+        cards: a folder that holds ``card.json`` files at any depth; former ones do not count.
         out: HTML file to write.
 
     Raises:
-        PatchGuardError: no card, or a damaged one.
+        PatchGuardError: no card, a damaged one, or a file of somebody else at ``out``.
     """
     from patchguard.evaluating import CARD
-    from patchguard.report.leaderboard import render_leaderboard
+    from patchguard.outputs import FORMER, check_file
+    from patchguard.report.leaderboard import MARKS, render_leaderboard
 
-    found = sorted(Path(cards).rglob(CARD))
+    found = sorted(
+        path for path in Path(cards).rglob(CARD) if FORMER not in path.relative_to(cards).parts
+    )
     if not found:
         raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    check_file(Path(out), "--out", MARKS)
     path = render_leaderboard(found, Path(out))
     _tell(f"leaderboard: {path}")
     return path
@@ -305,11 +346,20 @@ def predict(
 
 def write_report(run: str | Path) -> Path:
     """Render ``report.html`` of a run folder from the files in it; returns its path."""
+    from patchguard.models.checkpoint import read_config
+    from patchguard.outputs import writing
+
+    read_config(Path(run))
+    with writing(Path(run)):
+        return _write_report(Path(run))
+
+
+def _write_report(run: Path) -> Path:
     from patchguard.models.checkpoint import METRICS
     from patchguard.report.render import render_report
 
-    path = render_report(Path(run))
-    if not (Path(run) / METRICS).exists():
+    path = render_report(run)
+    if not (run / METRICS).exists():
         _tell(f"{run} is not evaluated yet: patchguard evaluate {run} DATA")
     _tell(f"report: {path}")
     return path
@@ -330,10 +380,14 @@ def write_anomalies(
         seed: of the split and of the pseudo-anomalies.
 
     Raises:
-        PatchGuardError: bad input; its one line says what to do.
+        PatchGuardError: bad input, or a file of somebody else at ``out``; its one line says what
+            to do.
     """
     from patchguard import fitting
+    from patchguard.anomalies.gallery import MARK
+    from patchguard.outputs import check_file
 
+    check_file(Path(out), "--out", (MARK,))
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
     material = fitting.prepared(Path(data), settings, _tell)
     _tell(material.summary)
@@ -393,8 +447,7 @@ def study(
             failed; these are on the page, with the others.
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
-    from patchguard import studying
-    from patchguard.report import study as report
+    from patchguard import outputs, studying
 
     folders = studying.data_names(_several(data))
     files = studying.recipe_names(_several(DEFAULT_RECIPE if recipes is None else recipes))
@@ -405,33 +458,46 @@ def study(
     }
     path = Path(page) if page else Path(out) / "results.md"
     studying.check_page(path)
+    outputs.check_apart(Path(out), folders.values())
     runs = studying.plan(folders, settings, numbers, Path(out), twin=twin, evaluation=config)
     for run in runs:
+        outputs.check_own(run.folder, outputs.RUN)
         studying.check_same_settings(run)
     studying.read_all(runs)
-    failures = studying.carry_out(runs, _fit_planned, _tell)
-    found = studying.read_all(runs)
-    if found:
-        written = studying.command(
-            list(folders.values()),
-            list(files.values()),
-            numbers,
-            config,
-            out=str(out),
-            page=str(page) if page else None,
-            steps=steps,
-            minutes=minutes,
-            twin=twin,
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.page(found, failures, written), encoding="utf-8")
-        _tell(f"{report.summary(found)}\n\nresults: {path}")
+    written = studying.command(
+        list(folders.values()),
+        list(files.values()),
+        numbers,
+        config,
+        out=str(out),
+        page=str(page) if page else None,
+        steps=steps,
+        minutes=minutes,
+        twin=twin,
+    )
+    with sole_writer(Path(out)):
+        failures = _carry_out(runs, path, written)
     if failures:
         raise PatchGuardError(
             f"{len(failures)} of {len(runs)} runs failed, first {failures[0].run}: "
             f"{failures[0].reason}"
         )
     return path
+
+
+def _carry_out(runs: Sequence[Planned], path: Path, command: str) -> list[Failure]:
+    """Make the runs of a study and write its page; returns those that failed."""
+    from patchguard import studying
+    from patchguard.files import write_whole
+    from patchguard.report import study as report
+
+    failures = studying.carry_out(runs, _fit_planned, _tell)
+    found = studying.read_all(runs)
+    if found:
+        write_whole(path, report.page(found, failures, command))
+        for line in (*report.summary(found).splitlines(), "", f"results: {path}"):
+            _tell(line)
+    return failures
 
 
 def demo(out: str | Path = "demo") -> Path:
@@ -494,6 +560,17 @@ def _with_length(
     return replace(recipe, training=training)
 
 
+def _check_unbegun(folder: Path) -> None:
+    """Another process may have fitted into a new folder while the images were prepared."""
+    from patchguard.models.checkpoint import is_begun
+
+    if is_begun(folder):
+        raise PatchGuardError(
+            f"{folder}: another patchguard fit was writing here; add --resume to see what it left, "
+            "or choose another --out"
+        )
+
+
 def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bool) -> FitConfig:
     """The settings of a new run, or those of the run that is resumed.
 
@@ -519,4 +596,4 @@ def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bo
 
 
 def _tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
 from jsonargparse import ArgumentParser
 
 from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, in_our_words, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.files import printable
 from patchguard.stopping import signals_stop
 
 if TYPE_CHECKING:
@@ -134,11 +136,11 @@ def doctor(
         limit = "" if check["limit"] is None else f"(limit {check['limit']:g})"
         print(f"{check['status']:4} {check['id']:4}{check['name']}: {value} {limit}")
         print(f"          {check['meaning']}")
-    failed = [check["id"] for check in checks if check["status"] == "FAIL"]
+    failed = [f"{check['id']} ({check['name']})" for check in checks if check["status"] == "FAIL"]
     if failed:
         raise PatchGuardError(
-            f"{len(failed)} of {len(checks)} checks fail ({', '.join(failed)}): "
-            "do not rely on the numbers of this detector"
+            f"{len(failed)} of {len(checks)} checks fail, {', '.join(failed)}: do not "
+            "rely on the numbers of this detector"
         )
 
 
@@ -206,7 +208,7 @@ def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int =
         out: PNG file to write.
         seed: of the pseudo-anomalies.
     """
-    print(f"written: {api.write_anomalies(data, out=out, recipe=recipe, seed=seed)}")
+    print(f"written: {printable(api.write_anomalies(data, out=out, recipe=recipe, seed=seed))}")
 
 
 def synthetic(out: str, seed: int = 0) -> None:
@@ -217,7 +219,7 @@ def synthetic(out: str, seed: int = 0) -> None:
         seed: of everything in the images.
     """
     for folder in api.write_synthetic(out, seed=seed):
-        print(f"written: {folder}")
+        print(f"written: {printable(folder)}")
 
 
 def study(
@@ -319,25 +321,61 @@ def _in_terms_of_files(error: OSError) -> str:
         return f"{error.filename} is a file where a folder has to be; give another path"
     if isinstance(error, IsADirectoryError):
         return f"{error.filename} is a folder where a file has to be; give another path"
+    if error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
+CLOSED_PIPE = 141
+"""The status of a command whose reader has left, as ``head`` does: that of SIGPIPE in a shell."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 on bad input, 130 when interrupted."""
+    """Run a command; returns the exit status.
+
+    It is 0, 1 on bad input, 130 when interrupted, 141 when nobody reads the output any more.
+    """
     # Spinning OpenMP threads slow a shared machine several times over; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _status(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go(sys.stdout)
+        return CLOSED_PIPE
+    except OSError as error:  # a full disk behind the output
+        _let_go(sys.stdout)
+        return _fail(f"standard output: {error.strerror or error}")
+    return status
+
+
+def _status(argv: list[str]) -> int:
     try:
         with signals_stop():
-            return _run(sys.argv[1:] if argv is None else argv)
+            return _run(argv)
     except PatchGuardError as error:
-        print(f"patchguard: {error}", file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 1
+        return _fail(str(error), 130 if isinstance(error, Interrupted) else 1)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        print(f"patchguard: {_in_terms_of_files(error)}", file=sys.stderr)
-        return 1
+        return _fail(_in_terms_of_files(error))
     except KeyboardInterrupt:
-        print("patchguard: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"patchguard: {printable(message)}", file=sys.stderr)
+    return status
+
+
+def _let_go(stream: TextIO) -> None:
+    """Send what is left in a stream nowhere: Python would write it out at its end and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _run(argv: list[str]) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import io
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,19 +32,24 @@ from patchguard.evaluation.protocol import (
 from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.store import digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
+from patchguard.files import printable, write_whole
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import (
     CONFIG,
     MANIFEST,
     METRICS,
     WEIGHTS,
+    is_sealed,
     load_detector,
     read_config,
+    read_manifest,
     seal,
+    unseal,
 )
+from patchguard.outputs import keep_former
 from patchguard.report.progress import Watching
 from patchguard.results.card import Card, CardDetector, headline, robustness_card
-from patchguard.results.files import read_as, write_json
+from patchguard.results.files import read_as, to_json, write_json
 from patchguard.results.schema import (
     LABELLED,
     LEGACY,
@@ -59,7 +64,24 @@ from patchguard.training.material import Material
 
 Tell = Callable[[str], None]
 
-TWIN, CACHE, CARD = "twin", "attacks", "card.json"
+TWIN, CACHE, CARD, GALLERY = "twin", "attacks", "card.json", "gallery.npz"
+REPORT, LEADERBOARD = "report.html", "leaderboard.html"
+RESULTS = (METRICS, CARD, GALLERY, REPORT, LEADERBOARD)
+"""What an evaluation leaves behind, and the pages about it."""
+
+_DECIDES = (
+    "suite",
+    "threats",
+    "attacks",
+    "legacy_steps",
+    "looks",
+    "seed",
+    "test_set",
+    "kinds",
+    "ground_truth",
+    "test_sha256",
+)
+"""Parts of a protocol without which the same detector has other results."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,7 @@ def evaluate_run(
     data: str,
     seed: int,
     twin: bool = False,
+    tell: Tell = print,
 ) -> Evaluation:
     """Evaluate the detector of a run folder and write everything into that folder.
 
@@ -123,11 +146,73 @@ def evaluate_run(
     the source of transfer attacks. The twin itself falls to the quick suite, so that is what it
     gets, at the radii of the suite asked for.
     """
+    subject = _subject(folder, test, test_name, twin)
+    if twin:
+        config = _quick(config)
+    evaluation = evaluate_into(
+        folder, subject, test, test_name, config, data=data, seed=seed, tell=tell
+    )
+    # Last, as it is what says that the evaluation is finished.
+    seal(folder, METRICS)
+    return evaluation
+
+
+def renew_run(
+    folder: Path,
+    test: TestSet,
+    test_name: str,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+    twin: bool = False,
+    tell: Tell = print,
+) -> None:
+    """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
+    if is_sealed(folder, METRICS):
+        asked = _quick(config) if twin else config
+        used = test if asked.images is None else test.subset(asked.images)
+        changed = _changed(folder, _protocol(used, test_name, asked, data, seed).told())
+        if not changed:
+            if not (folder / CARD).exists():
+                subject = _subject(folder, test, test_name, twin)
+                _write_card(folder, _recorded(folder), subject, used, data)
+            return
+        tell(f"{folder} is evaluated anew: {', '.join(changed)} changed since it was evaluated")
+    elif METRICS in read_manifest(folder):
+        tell(f"{folder} is evaluated anew: its {METRICS} is missing or altered")
+    evaluate_run(folder, test, test_name, config, data=data, seed=seed, twin=twin, tell=tell)
+
+
+def _changed(folder: Path, asked: Mapping[str, Any]) -> list[str]:
+    """What of a finished evaluation is not as it would be made now, for people."""
+    recorded = _recorded(folder).protocol.told()
+    if (folder / CARD).exists():  # where former versions kept the digest
+        recorded.setdefault("test_sha256", read_as(Card, folder / CARD).data.sha256)
+    differing = [
+        name
+        for name in _DECIDES
+        if name in recorded
+        and recorded[name] != asked.get(name)
+        # A self-test is made anew from the same normals, and machines round differently.
+        and not (name == "test_sha256" and asked["test_set"] == SELF_TEST)
+    ]
+    of_images = {"test_set", "kinds", "ground_truth", "test_sha256"}
+    told = {"the test images" if name in of_images else f"its {name}" for name in differing}
+    return sorted(told)
+
+
+def _recorded(folder: Path) -> Result:
+    return read_as(Result, folder / METRICS)
+
+
+def _subject(folder: Path, test: TestSet, test_name: str, twin: bool) -> Subject:
+    """The detector of a run folder, with what its evaluation has to know."""
     pipeline = load_pipeline(folder, device())
     # The self-test's normals set the threshold: rates at it would only repeat that.
     threshold = pipeline.calibration.threshold if test_name == LABELLED else None
     control = folder / TWIN
-    controlled = (control / METRICS).exists()
+    controlled = is_sealed(control, METRICS)
     provenance = _provenance(folder, test)
     known = Surroundings(
         identity=provenance["weights_sha256"] + provenance["config_sha256"],
@@ -138,18 +223,13 @@ def evaluate_run(
         provenance=provenance,
         checks=not twin,
     )
-    subject = Subject(
+    return Subject(
         f"{folder.resolve().parent.name} twin" if twin else folder.resolve().name,
         "PatchGuard",
         provenance["weights_sha256"],
         pipeline.detector,
         known,
     )
-    if twin:
-        config = _quick(config)
-    evaluation = evaluate_into(folder, subject, test, test_name, config, data=data, seed=seed)
-    seal(folder, METRICS)
-    return evaluation
 
 
 def _quick(config: EvaluationConfig) -> EvaluationConfig:
@@ -160,7 +240,14 @@ def _quick(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def evaluate_other(
-    folder: Path, found: Loaded, test: TestSet, config: EvaluationConfig, *, data: str, seed: int
+    folder: Path,
+    found: Loaded,
+    test: TestSet,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+    tell: Tell = print,
 ) -> Evaluation:
     """Evaluate a detector that is not a run folder, into ``folder``."""
     provenance = {
@@ -172,7 +259,7 @@ def evaluate_other(
     known = Surroundings(identity=found.sha256, threshold=found.threshold, provenance=provenance)
     _probe(found, test)
     subject = Subject(found.name, found.kind, found.sha256, found.detector.to(device()), known)
-    return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed)
+    return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed, tell=tell)
 
 
 def evaluate_into(
@@ -184,11 +271,15 @@ def evaluate_into(
     *,
     data: str,
     seed: int,
+    tell: Tell = print,
 ) -> Evaluation:
-    """Evaluate any detector; write ``metrics.json``, ``gallery.npz`` and ``card.json``."""
+    """Evaluate any detector; write ``gallery.npz``, ``card.json`` and, last, ``metrics.json``.
+
+    Results that they take the place of are kept in a dated folder, unless they are the same.
+    """
     began = time.monotonic()
     try:
-        with Watching(subject.name) as watching:
+        with Watching(printable(subject.name)) as watching:
             evaluation = evaluate_detector(
                 subject.detector,
                 test,
@@ -206,17 +297,57 @@ def evaluate_into(
     seconds = round(time.monotonic() - began, 1)
     protocol = _protocol(evaluation.test, test_name, config, data, seed, seconds)
     result = Result(protocol=protocol, **dict(evaluation.summary))
+    former = _former(folder)
+    if former is not None and _says_the_same(former, result):
+        # Its seconds are those of the work, not of reading it from the cache.
+        result = former
+    else:
+        kept = keep_former(folder, RESULTS)
+        if kept is not None:
+            tell(f"the former results are kept in {kept}")
+        if (folder / MANIFEST).exists():
+            unseal(folder, METRICS)
+        (folder / REPORT).unlink(missing_ok=True)
+    write_whole(folder / GALLERY, _gallery(evaluation, subject.detector))
+    _write_card(folder, result, subject, evaluation.test, data)
     write_json(result, folder / METRICS)
-    _write_gallery(folder / "gallery.npz", evaluation, subject.detector)
+    return evaluation
+
+
+def _former(folder: Path) -> Result | None:
+    """What an earlier evaluation found; None where it cannot be read."""
+    try:
+        return _recorded(folder)
+    except PatchGuardError:
+        return None
+
+
+def _says_the_same(former: Result, result: Result) -> bool:
+    """Whether two results agree, however long they took and wherever the images lay."""
+    aside = {"seconds": 0.0, "data": ""}
+    return (
+        len(
+            {
+                to_json(
+                    each.model_copy(update={"protocol": each.protocol.model_copy(update=aside)})
+                )
+                for each in (former, result)
+            }
+        )
+        == 1
+    )
+
+
+def _write_card(folder: Path, result: Result, subject: Subject, test: TestSet, data: str) -> None:
     described = CardDetector(
-        name=subject.name,
+        name=printable(subject.name),
         kind=subject.kind,
         parameters=sum(weights.numel() for weights in subject.detector.parameters()),
         sha256=subject.sha256,
     )
-    name, sha256 = Path(data).resolve().name, evaluation.test.sha256
-    write_json(robustness_card(result, detector=described, data=name, sha256=sha256), folder / CARD)
-    return evaluation
+    name = printable(Path(data).resolve().name)
+    card = robustness_card(result, detector=described, data=name, sha256=test.sha256)
+    write_json(card, folder / CARD)
 
 
 def worst_auroc(folder: Path) -> dict[str, float]:
@@ -252,7 +383,7 @@ def _probe(found: Loaded, test: TestSet) -> None:
 
 def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
     """What the checks on records want to know."""
-    digests = json.loads((folder / MANIFEST).read_text())
+    digests = read_manifest(folder)
     selection = read_config(folder)[1].get("selection", {})
     return {
         "weights_sha256": digests[WEIGHTS],
@@ -266,7 +397,12 @@ def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
 
 
 def _protocol(
-    test: TestSet, test_name: str, config: EvaluationConfig, data: str, seed: int, seconds: float
+    test: TestSet,
+    test_name: str,
+    config: EvaluationConfig,
+    data: str,
+    seed: int,
+    seconds: float = math.nan,
 ) -> Protocol:
     suite = suite_of(config)
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
@@ -276,9 +412,10 @@ def _protocol(
         legacy_steps=legacy[0].settings.get("steps", default) if legacy else None,
         suite=_suite_name(config, suite),
         test_set=test_name,
-        data=data,
+        test_sha256=test.sha256,
+        data=printable(data),
         images=Images(normal=len(test.labels) - anomalous, anomalous=anomalous),
-        kinds={kind: test.kinds.count(kind) for kind in sorted(set(test.kinds))},
+        kinds={printable(kind): test.kinds.count(kind) for kind in sorted(set(test.kinds))},
         ground_truth="none" if test.masks is None else "native resolution, never resized",
         threats={threat.norm: tuple(threat.eps) for threat in suite.threats},
         attacks={
@@ -313,8 +450,8 @@ def _told(member: Member) -> str:
     return f"{member.kind} on {member.objective}" + (f": {told}" if told else "")
 
 
-def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> None:
-    """One image of each kind, clean and as the worst attack on its score leaves it."""
+def _gallery(evaluation: Evaluation, detector: Detector) -> bytes:
+    """``gallery.npz``: an image of each kind, clean and under the worst attack on its score."""
     test = evaluation.test
     chosen = [test.kinds.index(kind) for kind in sorted(set(test.kinds))][:8]
     norm = evaluation.worst[0].norm
@@ -325,8 +462,9 @@ def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> No
     def pictures(images: torch.Tensor) -> np.ndarray:
         return images[chosen].permute(0, 2, 3, 1).numpy()
 
+    file = io.BytesIO()
     np.savez_compressed(
-        path,
+        file,
         images=pictures(test.images),
         truth=test.coverage()[chosen].numpy(),
         has_truth=np.array(test.masks is not None),
@@ -335,7 +473,8 @@ def _write_gallery(path: Path, evaluation: Evaluation, detector: Detector) -> No
         attacked=pictures(worst.images),
         attacked_maps=attacked.maps,
         attacked_scores=attacked.scores,
-        names=np.array([test.names[index] for index in chosen]),
+        names=np.array([printable(test.names[index]) for index in chosen]),
         eps=np.array(worst.eps),
         attack=np.array(WORST),
     )
+    return file.getvalue()

@@ -21,6 +21,8 @@ LOCK = ".lock"
 LONGEST_NAME = 255
 """Bytes that a name may have on every common file system."""
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNENCODABLE = re.compile(r"[\ud800-\udfff]")
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.\d+\.tmp")
 _FORMULA = re.compile(r"[=+\-@]")
 
 
@@ -32,6 +34,11 @@ def printable(name: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(name)
     return text if text.isprintable() else _UNSHOWN.sub(_escaped, text)
+
+
+def encodable(text: str) -> str:
+    r"""A text of any number of lines that UTF-8 can hold: other bytes become ``\xff``."""
+    return _UNENCODABLE.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:
@@ -94,6 +101,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise PatchGuardError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         _remove(partial)
+
+
+def is_partial(path: Path) -> bool:
+    """A file that a killed :func:`write_whole` left behind."""
+    return _PARTIAL.fullmatch(path.name) is not None
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import errno
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchguard.anomalies.gallery import gallery
+from patchguard.anomalies.gallery import gallery, write_gallery
 from patchguard.config import FitConfig, parse_eps
-from patchguard.data.images import write_png
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
 from patchguard.detector import device
 from patchguard.errors import PatchGuardError
@@ -29,13 +28,16 @@ from patchguard.models.checkpoint import (
     RESUME,
     WEIGHTS,
     is_begun,
+    load_unverified,
     read_config,
+    read_manifest,
     save_weights,
     seal,
     start_digest,
     write_config,
 )
 from patchguard.models.patchguard import PatchGuard
+from patchguard.outputs import RUN, claim, set_aside
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material, prepare
 from patchguard.training.train import check_settings, total_steps, train
@@ -149,24 +151,37 @@ def check_same_changes(folder: Path, material: Material) -> None:
 def write_anomalies(material: Material, path: Path, seed: int) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
-    write_png(path, gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8))
+    picture = gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8)
+    write_gallery(path, picture)
 
 
 def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell: Tell) -> None:
     """Train and calibrate into ``folder``; nothing to do when that is done already."""
-    if (folder / MANIFEST).exists():
+    if is_trained(folder, tell):
         tell(f"{folder} is trained already")
+        # Left there where a kill came after the manifest.
+        (folder / RESUME).unlink(missing_ok=True)
         return
+    claim(folder, RUN)
     normals, recipe = material.train, settings.recipe
     dataset = TrainingImages(normals.images, normals.foregrounds, material.data, settings.seed)
     logs = (folder / RESUME).parent
     if not is_begun(folder):
-        shutil.rmtree(logs, ignore_errors=True)
+        # Curves of a start that left nothing to resume would be taken for a part of this one's.
+        set_aside(logs, ("csv", "tensorboard"))
     logs.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings, provenance(material, recipe.model.weights))
-    trained = train(
-        dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs, tell=tell
-    )
+    try:
+        trained = train(
+            dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs, tell=tell
+        )
+    except OSError as error:  # of the loggers, which name no file
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PatchGuardError(
+            f"{logs}: cannot be written ({error.strerror or error}); fit --resume goes on from the "
+            "last state that was saved"
+        ) from error
     tell(f"trained in {trained.seconds / 60:.1f} minutes")
     training = {
         "training_seconds": round(trained.seconds, 1),
@@ -180,6 +195,31 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
     calibration.to_json(folder / CALIBRATION)
     seal(folder, CONFIG, WEIGHTS, CALIBRATION)
     (folder / RESUME).unlink()
+
+
+def is_trained(folder: Path, tell: Tell) -> bool:
+    """Whether the detector of a run is finished; a lost or damaged manifest is made again.
+
+    Raises:
+        PatchGuardError: no manifest, and weights or calibration are damaged too.
+    """
+    if (folder / MANIFEST).exists():
+        try:
+            return WEIGHTS in read_manifest(folder)
+        except PatchGuardError:
+            pass
+    # While there is a state to resume, training itself ends in a manifest.
+    elif (folder / RESUME).exists() or not (folder / WEIGHTS).exists():
+        return False
+    load_unverified(folder)
+    Calibration.from_json(folder / CALIBRATION)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    seal(folder, CONFIG, WEIGHTS, CALIBRATION)
+    tell(
+        f"{folder / MANIFEST} was missing or damaged: weights and calibration are whole, so it is "
+        "made again"
+    )
+    return True
 
 
 def calibrate(detector: PatchGuard, material: Material, false_alarm_rate: float) -> Calibration:

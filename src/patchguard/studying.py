@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,9 +16,10 @@ import yaml
 from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.evaluating import CARD, TWIN
+from patchguard.evaluating import CARD, REPORT, TWIN
 from patchguard.evaluation.protocol import suite_of
-from patchguard.models.checkpoint import METRICS, is_begun, read_config, verify
+from patchguard.files import printable
+from patchguard.models.checkpoint import METRICS, is_begun, is_entered, read_config, verify
 from patchguard.report.study import MARK, Failure, StudyRun
 from patchguard.results.card import Card
 from patchguard.results.files import read_as
@@ -41,7 +43,9 @@ class Planned:
     @property
     def finished(self) -> bool:
         """Trained, evaluated and reported on."""
-        return all((self.folder / name).exists() for name in (METRICS, "report.html"))
+        return is_entered(self.folder, METRICS) and all(
+            (self.folder / name).exists() for name in (CARD, REPORT)
+        )
 
 
 def data_names(folders: Sequence[str]) -> dict[str, str]:
@@ -171,11 +175,13 @@ def carry_out(
                 f"interrupted in run {number} of {len(runs)}, {run.folder}: its state is saved; "
                 "give the same command again to go on"
             ) from stop
+        except BrokenPipeError:  # nobody reads what is told: no fault of the run
+            raise
         except (PatchGuardError, RuntimeError, OSError) as fault:
             # Out of memory or disk space too: what the other runs found is worth a page.
-            reason = " ".join(str(fault).split())
+            reason = printable(" ".join(str(fault).split()))
             tell(f"{run.folder} failed: {reason}")
-            failures.append(Failure(str(run.folder), reason))
+            failures.append(Failure(printable(run.folder), reason))
     return failures
 
 
@@ -203,7 +209,8 @@ def read(run: Planned) -> StudyRun:
     verify(run.folder, METRICS)
     metrics = read_as(Result, run.folder / METRICS)
     digest = read_as(Card, run.folder / CARD).data.sha256
-    return StudyRun(run.data, run.recipe, settings, provenance, metrics, digest)
+    names = (printable(run.data), printable(run.recipe))
+    return StudyRun(*names, settings, provenance, metrics, digest)
 
 
 def check_comparable(planned: Sequence[Planned], runs: Sequence[StudyRun]) -> None:
@@ -255,7 +262,18 @@ def command(
         if value != field.default:
             told = f"[{','.join(value)}]" if isinstance(value, list) else str(value)
             words += [f"--evaluation.{field.name}", told]
-    return shlex.join(words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    r"""A word for the shell; one that is not printable as bash, zsh and POSIX 2024 know it."""
+    if printable(word) == word:
+        return shlex.quote(word)
+    plain = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f"\\x{byte:02x}"
+        for byte in os.fsencode(word)
+    )
+    return f"$'{plain}'"
 
 
 def _by_name(what: str, given: Sequence[str], name_of: Callable[[str], str]) -> dict[str, str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from patchguard.anomalies.noise import FloatArray
@@ -13,6 +17,10 @@ from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
 from patchguard.data.variation import changed
 from patchguard.errors import PatchGuardError
+from patchguard.files import write_whole
+
+MARK = b"Software\0PatchGuard"
+"""What every file of a gallery says near its start."""
 
 _GREEN = (0.1, 0.8, 0.3)
 _RED = (1.0, 0.15, 0.1)
@@ -56,6 +64,20 @@ def gallery(
             row += [anomaly, outlined(anomaly, mask, _RED)]
         rows.append(row)
     return _tiled(rows)
+
+
+def write_gallery(path: Path, grid: FloatArray) -> None:
+    """Write a gallery as a PNG that says who made it.
+
+    Raises:
+        PatchGuardError: it cannot be written.
+    """
+    text, file = PngInfo(), io.BytesIO()
+    text.add_text("Software", "PatchGuard")
+    Image.fromarray(np.rint(np.clip(grid, 0, 1) * 255).astype(np.uint8)).save(
+        file, format="PNG", pnginfo=text
+    )
+    write_whole(path, file.getvalue())
 
 
 def outlined(

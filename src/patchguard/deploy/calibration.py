@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from patchguard.errors import PatchGuardError
+from patchguard.files import write_whole
 
 Scores = npt.NDArray[np.float64]
 
@@ -101,7 +102,7 @@ class Calibration:
 
     def to_json(self, path: Path) -> None:
         """Write the calibration to `path`; every float is read back exactly."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: Path) -> Self:

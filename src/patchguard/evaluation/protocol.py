@@ -47,6 +47,7 @@ from patchguard.evaluation.store import (
 from patchguard.evaluation.stress import STRESSES, stressed
 from patchguard.evaluation.test_set import Captured, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
+from patchguard.files import printable
 from patchguard.results.schema import (
     HEADLINE_EPS,
     LEGACY,
@@ -377,8 +378,8 @@ class _Findings:
                 if entry.attack == LEGACY:
                     attacked[LEGACY, entry.norm, entry.eps] = entry.scored.scores
         return ImageScores(
-            names=self.test.names,
-            kinds=self.test.kinds,
+            names=tuple(map(printable, self.test.names)),
+            kinds=tuple(map(printable, self.test.kinds)),
             clean=tuple(self.clean.scores.tolist()),
             **{" ".join(key): tuple(scores.tolist()) for key, scores in attacked.items()},
         )

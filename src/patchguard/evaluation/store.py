@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -88,16 +88,27 @@ class Store:
     def save(self, key: str, array: np.ndarray) -> np.ndarray:
         """Save an array; returns it as :meth:`load` does."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        partial.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise PatchGuardError(
+                f"{path}: cannot be written ({error.strerror or error}); what is finished is kept"
+            ) from error
         return self.load(key)
 
     def drop(self, key: str) -> None:
-        """Forget everything below a key."""
-        shutil.rmtree(self.folder / key, ignore_errors=True)
+        """Forget everything below a key; files of others, and what links point to, stay."""
+        for folder, _, names in os.walk(self.folder / key, topdown=False):
+            for name in names:
+                if name.endswith((".npy", ".partial")):
+                    (Path(folder) / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                Path(folder).rmdir()
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.npy"
@@ -175,7 +186,7 @@ def detector_digest(detector: Detector) -> str:
 
 def images_digest(test: TestSet) -> str:
     """sha256 over the test images as the detector sees them, their names and their masks."""
-    found = hashlib.sha256("\n".join(test.names).encode())
+    found = hashlib.sha256(os.fsencode("\n".join(test.names)))
     found.update(test.images.numpy().tobytes())
     for mask in test.masks or ():
         found.update(np.packbits(mask).tobytes())

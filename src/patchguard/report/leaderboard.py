@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patchguard.errors import PatchGuardError
-from patchguard.report.page import page
+from patchguard.files import write_whole
+from patchguard.report.page import GENERATOR, page
 from patchguard.report.wording import DASH, gap, norm_name, number, percent
 from patchguard.results.card import (
     PUBLISHED_STEPS,
@@ -25,6 +26,10 @@ from patchguard.results.schema import ascending, headline_eps
 
 TRUST = ("checked", "unchecked", "unreliable")
 """What checks make of an evaluation, in the order of the rows."""
+
+
+MARKS = (GENERATOR.encode(), b"<title>Robustness leaderboard")
+"""Of which a page that may be written again has one; those of former versions have the second."""
 
 
 class Key(NamedTuple):
@@ -132,7 +137,7 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
         "norm_name": norm_name,
         "published_steps": PUBLISHED_STEPS,
     }
-    out.write_text(page("leaderboard.html.j2", content), encoding="utf-8")
+    write_whole(out, page("leaderboard.html.j2", content))
     return out
 
 

@@ -9,12 +9,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from patchguard.files import encodable
+
+GENERATOR = '<meta name="generator" content="PatchGuard">'
+"""What every page says of itself."""
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page(template: str, context: Mapping[str, Any]) -> str:
     """The HTML of a template; everything in the context is escaped unless it is markup."""
-    return _environment().get_template(template).render(**context)
+    return encodable(_environment().get_template(template).render(**context))
 
 
 @cache

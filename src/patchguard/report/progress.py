@@ -30,7 +30,8 @@ class Watching:
     def __init__(self, name: str) -> None:
         self._name = name
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            # Not as markup: a name may have brackets.
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>5.1f} %"),
             TimeElapsedColumn(),

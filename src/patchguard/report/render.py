@@ -13,6 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from patchguard.config import parse_eps
+from patchguard.files import printable, write_whole
 from patchguard.report import pictures, plots, tables, wording
 from patchguard.report.contents import Gallery, Judged, Run, read_run
 from patchguard.report.page import page
@@ -69,7 +70,7 @@ def render_report(run: Path) -> Path:
     """
     contents = read_run(run)
     path = run / "report.html"
-    path.write_text(page("report.html.j2", _context(contents)), encoding="utf-8")
+    write_whole(path, page("report.html.j2", _context(contents)))
     return path
 
 
@@ -143,7 +144,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
 
 def _title(run: Run) -> str:
     """The data set's folder, or the run's where the config does not say."""
-    return Path(str(run.config.get("data") or run.name)).name or run.name
+    return printable(Path(str(run.config.get("data") or run.name)).name or run.name)
 
 
 def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from patchguard.config import FitConfig, Recipe, parse_eps
+from patchguard.files import encodable, printable
 from patchguard.report.tables import Table, aurocs_by_kind
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
 from patchguard.results.card import published_steps
@@ -272,7 +273,7 @@ def page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) ->
     lines += [markdown(costs(runs)), "", "## Every run", ""]
     for part in _parts(runs):
         lines += [f"{part.capitalize()} AUROC:", "", markdown(every_run(runs, part)), ""]
-    return "\n".join(lines)
+    return encodable("\n".join(lines))
 
 
 def summary(runs: Sequence[StudyRun]) -> str:
@@ -536,4 +537,4 @@ def _fine(value: float) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("<", "&lt;")
+    return printable(cell).replace("|", "\\|").replace("<", "&lt;")

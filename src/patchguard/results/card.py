@@ -293,7 +293,7 @@ def _worst(value: float | None) -> str:
 def _alarm(card: Card) -> list[str]:
     if not card.unreliable:
         return []
-    failed = [check.id for check in card.checks.failures]
+    failed = [f"{check.id} ({check.name})" for check in card.checks.failures]
     if not failed:
         return ["UNRELIABLE"]
     return [f"UNRELIABLE: {', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}"]
@@ -330,7 +330,7 @@ def _protocol(result: Result) -> CardProtocol:
     protocol = result.protocol
     ran = {f"{entry.attack} ({entry.norm})" for entry in result.attacked}
     legacy = any(entry.attack == LEGACY for entry in result.attacked)
-    apart = {*CardProtocol.model_fields, "data", "images", "kinds"}
+    apart = {*CardProtocol.model_fields, "data", "images", "kinds", "test_sha256"}
     return CardProtocol(
         threats=tuple(
             CardThreat(norm=norm, eps=tuple(ascending(norm, eps)))

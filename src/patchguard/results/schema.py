@@ -277,6 +277,7 @@ class Protocol(Record, extra="allow"):
     Attributes:
         legacy_steps: of the published attack; None where the suite has none.
         test_set: ``SELF_TEST`` or ``LABELLED``.
+        test_sha256: of the test images and their masks.
         kinds: how many images of each.
         threats: radii by norm; the first norm is that of the headline.
         attacks: what each attack of the suite is, by ``name (norm)``.
@@ -287,6 +288,7 @@ class Protocol(Record, extra="allow"):
     legacy_steps: Count | None = None
     suite: Text
     test_set: Text | None = None
+    test_sha256: Text | None = None
     data: Text
     images: Images
     kinds: dict[Text, Count] = {}

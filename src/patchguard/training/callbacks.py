@@ -11,6 +11,7 @@ import lightning
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from patchguard.errors import PatchGuardError
 from patchguard.stopping import StopRequest
 from patchguard.training.batches import Batch
 from patchguard.training.module import LOG_EVERY, AdversarialTraining, images_of
@@ -64,11 +65,20 @@ class ResumePoint(lightning.Callback):
             self.save(trainer)
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Write the resume file; a kill in the middle leaves the former one."""
+        """Write the resume file; a kill in the middle leaves the former one.
+
+        Raises:
+            PatchGuardError: it cannot be written; the former one stays.
+        """
         partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            partial.replace(self.path)
+        try:
+            trainer.save_checkpoint(partial, weights_only=False)
+            if trainer.is_global_zero:
+                partial.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch says so of a full disk
+            partial.unlink(missing_ok=True)
+            reason = " ".join(str(error).split())
+            raise PatchGuardError(f"{self.path}: cannot be written ({reason})") from error
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
+import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from PIL import Image
 from patchguard.data.synthetic import fabric, plate, tablets
 from patchguard.data.synthetic.canvas import Array, Mask, Rng, changed, draw_lamp, photograph
 from patchguard.errors import PatchGuardError
+from patchguard.files import sole_writer, write_whole
 
 _SCENES: dict[str, ModuleType] = {"plate": plate, "fabric": fabric, "tablets": tablets}
 
@@ -75,21 +77,22 @@ def write_benchmark(
     complete and with the same settings, is left as it is.
 
     Raises:
-        PatchGuardError: for an unknown category, or where a folder that this function did not
-            write stands in the way.
+        PatchGuardError: for an unknown category, where a folder or a file in it that this function
+            did not write stands in the way, or while another process writes here.
     """
     pictures = {c: list(_pictures(c, train, test_good, test_per_defect)) for c in categories}
     trees = []
-    for category in categories:
-        settings: dict[str, str | int] = {
-            "rendering": _RENDERING,
-            "category": category,
-            "train": train,
-            "test_good": test_good,
-            "test_per_defect": test_per_defect,
-            "seed": seed,
-        }
-        trees.append(_write_category(Path(root), category, pictures[category], settings))
+    with sole_writer(Path(root)):
+        for category in categories:
+            settings: dict[str, str | int] = {
+                "rendering": _RENDERING,
+                "category": category,
+                "train": train,
+                "test_good": test_good,
+                "test_per_defect": test_per_defect,
+                "seed": seed,
+            }
+            trees.append(_write_category(Path(root), category, pictures[category], settings))
     return trees
 
 
@@ -119,28 +122,52 @@ def _write_category(
     tree = root / category
     if _is_complete(tree, pictures, settings):
         return tree
-    if tree.exists() and not (tree / _SETTINGS).is_file():
-        raise PatchGuardError(
-            f"{tree} exists and is not a synthetic category: choose another folder"
-        )
-    root.mkdir(parents=True, exist_ok=True)
+    _check_own(tree)
     # Written aside and moved, so that an interruption leaves no half-written category.
     with tempfile.TemporaryDirectory(prefix=f".{category}-", dir=root) as aside:
         fresh = Path(aside) / category
         for path, defect in pictures:
             _write_picture(fresh, path, category, defect, int(settings["seed"]))
-        (fresh / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        write_whole(fresh / _SETTINGS, json.dumps(settings, indent=2) + "\n")
         if tree.exists():
-            shutil.rmtree(tree)
+            tree.rename(Path(aside) / "former")
         fresh.rename(tree)
     return tree
+
+
+def _check_own(tree: Path) -> None:
+    """Refuse to replace a folder in which anything is not of its own making."""
+    if not tree.exists() and not tree.is_symlink():
+        return
+    try:
+        written = json.loads((tree / _SETTINGS).read_text(encoding="utf-8"))
+        counts = [int(written[name]) for name in ("train", "test_good", "test_per_defect")]
+        pictures = list(_pictures(written["category"], *counts))
+    except (OSError, ValueError, KeyError, TypeError, PatchGuardError) as error:
+        raise PatchGuardError(
+            f"{tree} exists and is not a synthetic category: choose another folder"
+        ) from error
+    own = {tree / _SETTINGS, *(f for path, defect in pictures for f in _files(tree, path, defect))}
+    foreign = next((path for path in _entries(tree) if path not in own), None)
+    if foreign is not None or tree.is_symlink():
+        raise PatchGuardError(
+            f"{foreign or tree} is not a part of the synthetic category, which would be replaced: "
+            "move it away or choose another folder"
+        )
+
+
+def _entries(tree: Path) -> Iterator[Path]:
+    """Every file, and every link to anything, below a folder."""
+    for folder, folders, files in os.walk(tree):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        yield from (Path(folder) / name for name in sorted((*links, *files)))
 
 
 def _is_complete(
     tree: Path, pictures: list[tuple[str, str | None]], settings: dict[str, str | int]
 ) -> bool:
     try:
-        written = json.loads((tree / _SETTINGS).read_text())
+        written = json.loads((tree / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     files = (f for path, defect in pictures for f in _files(tree, path, defect))
@@ -160,6 +187,9 @@ def _write_picture(tree: Path, path: str, category: str, defect: str | None, see
     image, mask = render(category, defect, rng)
     arrays = [np.round(image * 255).astype(np.uint8), mask.astype(np.uint8) * 255]
     for file, array in zip(_files(tree, path, defect), arrays, strict=False):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
         # Sensor noise never repeats: looking for repetitions costs time and saves nothing.
-        Image.fromarray(array).save(file, compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)
+        Image.fromarray(array).save(
+            content, format="PNG", compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY
+        )
+        write_whole(file, content.getvalue())
