@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from patchguard.evaluation.card import headline, robustness_card
 
 import evaluations
 import patchguard
@@ -31,6 +30,8 @@ from patchguard.evaluation.protocol import Evaluation
 from patchguard.evaluation.store import Store
 from patchguard.files import sole_writer
 from patchguard.models.checkpoint import METRICS, is_sealed, read_config, seal, write_config
+from patchguard.results.card import CardDetector, headline, robustness_card
+from patchguard.results.schema import Result, Summary
 from patchguard.studying import Planned
 
 
@@ -42,10 +43,10 @@ class Killed(BaseException):
 def evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What every evaluation finds in place of attacking anything; a test may alter it."""
     found = json.loads((run / METRICS).read_text())
-    del found["protocol"]
+    del found["protocol"], found[Result.FORMAT]
 
     def evaluate(_: Any, test: Any, __: Any, **___: Any) -> Evaluation:
-        return Evaluation(json.loads(json.dumps(found)), test, None, ())  # type: ignore[arg-type]
+        return Evaluation(Summary.model_validate(found), test, None, ())  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluating, "evaluate_detector", evaluate)
     gallery = (run / "gallery.npz").read_bytes()
@@ -448,9 +449,10 @@ def test_two_fits_into_one_new_folder_do_not_mix(
 def test_checks_are_told_by_name_wherever_they_are_told() -> None:
     checks = [*evaluations.CHECKS, evaluations.FAILED]
     card = robustness_card(
-        evaluations.metrics(0.5, checks=checks),
-        detector={"name": "a", "kind": "python", "parameters": 1, "sha256": None},
-        data={"name": "b", "sha256": None},
+        evaluations.result_of(evaluations.metrics(0.5, checks=checks)),
+        detector=CardDetector(name="a", kind="python", parameters=1, sha256=None),
+        data="b",
+        sha256=None,
     )
     assert headline(card).startswith("UNRELIABLE: S14 (unbounded attack) fails | ")
 
