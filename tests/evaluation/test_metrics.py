@@ -1,6 +1,7 @@
 """Ranking metrics against scikit-learn, anomalib, brute force and closed forms."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from patchguard.evaluation.metrics import (
     pixel_metrics,
     rates_at,
 )
+from patchguard.evaluation.pixels import metrics_of
 from patchguard.results.schema import ImageMetrics, PixelMetrics
 
 Maps = list[np.ndarray]
@@ -237,6 +239,57 @@ def test_maps_of_different_sizes_are_pooled() -> None:
     shapes = [(5, 9), (16, 4), (11, 11)]
     maps, masks = [rng.normal(size=s) for s in shapes], [rng.random(s) < 0.2 for s in shapes]
     assert pixel_metrics(maps, masks).aupro == pytest.approx(brute_force_aupro(maps, masks, 0.3))
+
+
+def many_maps(images: int, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Maps whose values drift from image to image, and a square defect on every other one."""
+    rng = np.random.default_rng(11)
+    maps, masks = [], []
+    for index in range(images):
+        mask = np.zeros((size, size), dtype=bool)
+        if index % 2:
+            top, left = rng.integers(0, size // 2, 2)
+            mask[top : top + size // 3, left : left + rng.integers(2, size // 3)] = True
+        noise = rng.normal(0.02 * index, 1, (size, size)) + 1.5 * mask
+        maps.append(noise.astype(np.float32))
+        masks.append(mask)
+    return maps, masks
+
+
+def test_blocks_of_normal_pixels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, masks = many_maps(images=12, size=24)
+    whole = pixel_metrics(maps, masks)
+    monkeypatch.setattr("patchguard.evaluation.metrics._BLOCK", 100)
+    assert pixel_metrics(maps, masks) == whole
+
+
+@pytest.mark.parametrize("most", [2**8, 2**10, 2**12])
+def test_with_more_scores_than_are_told_apart_metrics_are_off_by_a_few_parts(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    maps, masks = many_maps(images=60, size=48)
+    exact = pixel_metrics(maps, masks).model_dump()
+    monkeypatch.setattr("patchguard.evaluation.metrics.MOST_STEPS", most)
+    assert pixel_metrics(maps, masks).model_dump() == pytest.approx(exact, abs=4 / most)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of 1000 masks of 1024 x 1024: those maps alone would take 4 GB, ours 4 MB."""
+    monkeypatch.setattr("patchguard.evaluation.metrics.MOST_STEPS", 2**11)
+    monkeypatch.setattr("patchguard.evaluation.metrics._BLOCK", 2**12)
+    small = [np.random.default_rng(index).normal(size=(8, 8)).astype("f4") for index in range(1000)]
+    _, masks = many_maps(images=1000, size=32)
+
+    def peak(images: int) -> int:
+        tracemalloc.start()
+        metrics_of(small[:images], masks[:images])
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(10)
+    assert peak(1000) < 1.3 * peak(250)
+    assert peak(1000) < 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 from detectors import Linear
 from patchguard.attacks.attack import Attack, at_image
 from patchguard.attacks.objectives import image_score
-from patchguard.attacks.pgd import PGD
+from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig
 from patchguard.detector import Detection, Detector
 from patchguard.errors import Interrupted
@@ -54,6 +54,38 @@ def test_a_linear_detector_is_no_suspect() -> None:
     found = reading(detector, torch.full((3, 3, 8, 8), 0.5))
     assert found.gap == pytest.approx(1, abs=1e-3)
     assert found.cosine == pytest.approx(1)
+    assert not found.overfits
+
+
+class Steep(Detector):
+    """Near the image there is next to nothing to find, at the end of the ball all at once."""
+
+    def forward(self, images: Tensor) -> Detection:
+        score = 10 * ((images.mean((1, 2, 3)) - 0.5) / EPS) ** 4
+        return Detection(score, score[:, None, None].expand(-1, *images.shape[2:]))
+
+
+def seen_by_nfgsm(detector: Detector, images: Tensor) -> Reading:
+    count, _, height, width = images.shape
+    noisy = NFGSM(image_score, steps=1, step_size=1.0, start=2.0, keep_best=False)
+    normal = torch.zeros(count, dtype=torch.bool)
+    batch = (images, normal, torch.zeros(count, height, width))
+    return look(detector, noisy, image_score, batch, EPS, torch.Generator().manual_seed(0))
+
+
+def test_what_a_single_step_finds_outside_the_ball_does_not_count() -> None:
+    found = seen_by_nfgsm(Steep(), torch.full((3, 3, 16, 16), 0.5))
+    assert found.found == pytest.approx(10, rel=0.01)
+    assert found.trained < 0.2 * found.found
+    assert found.overfits
+
+
+def test_an_honest_loss_grows_half_as_much_under_projected_n_fgsm() -> None:
+    detector = Linear(torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    images = torch.full((3, 3, 16, 16), 0.5)
+    clean = float(detector(images).score.detach().mean())
+    found = seen_by_nfgsm(detector, images)
+    assert (found.trained - clean) / (found.found - clean) == pytest.approx(0.5, abs=0.1)
     assert not found.overfits
 
 

@@ -136,9 +136,8 @@ class PixelTruth:
     """
 
     def __init__(self, masks: Sequence[npt.NDArray[np.bool_]]) -> None:
-        self._shapes = [mask.shape for mask in masks]
-        self._marked = [np.flatnonzero(mask) for mask in masks]
-        self._weights = [region_weights(mask) for mask in masks]
+        self._masks = [np.asarray(mask, dtype=bool) for mask in masks]
+        self._weights = [region_weights(mask) for mask in self._masks]
 
     def histograms(self, maps: npt.NDArray[np.float32], binning: Binning) -> PixelHistograms:
         """Histograms of anomaly maps [N, S, S], each resized to its mask first.
@@ -151,17 +150,18 @@ class PixelTruth:
         normal, anomalous = np.zeros(shape, np.uint32), np.zeros(shape, np.uint32)
         overlap = np.zeros(shape)
         for image, anomaly_map in enumerate(maps):
-            indices = binning.indices(resize_map(anomaly_map, self._shapes[image])).ravel()
-            marked = indices[self._marked[image]]
+            mask = self._masks[image]
+            indices = binning.indices(resize_map(anomaly_map, mask.shape))
+            marked = indices[mask]
             anomalous[image] = np.bincount(marked, minlength=binning.bins)
-            normal[image] = np.bincount(indices, minlength=binning.bins) - anomalous[image]
+            normal[image] = np.bincount(indices.ravel(), minlength=binning.bins) - anomalous[image]
             overlap[image] = np.bincount(marked, self._weights[image], binning.bins)
         return PixelHistograms(binning, *map(sparse.csr_array, (normal, anomalous, overlap)))
 
     def _check(self, maps: npt.NDArray[np.float32]) -> None:
-        if maps.ndim != 3 or len(maps) != len(self._shapes):
+        if maps.ndim != 3 or len(maps) != len(self._masks):
             raise PatchGuardError(
-                f"anomaly maps have shape {maps.shape}; expected [{len(self._shapes)}, S, S], "
+                f"anomaly maps have shape {maps.shape}; expected [{len(self._masks)}, S, S], "
                 "one for each mask"
             )
         # Resizing turns infinities into NaN where it weighs them with 0.

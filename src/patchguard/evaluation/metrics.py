@@ -4,11 +4,14 @@ Everything is counted from ranks: scores are only ever compared, never squashed,
 normalised, so every value is unchanged by a strictly increasing map of the scores.
 
 All curves here bend only at scores of anomalous items (between two of them only false positives
-are added), so one sort of the normal scores, in which the few anomalous ones are then looked up,
-holds AUROC, average precision, F1-max and AUPRO together.
+are added), so the few anomalous scores, and how many normal ones lie above each, hold AUROC,
+average precision, F1-max and AUPRO together. Maps are read twice, one at a time: for the anomalous
+scores, and to count the normal ones, so that memory does not grow with the number of images.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +28,52 @@ Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+MOST_STEPS = 2**21
+"""Different scores of anomalous pixels that are told apart. With more, neighbours are one step:
+each step then holds about two of ``MOST_STEPS`` parts of the pixels and of the overlap."""
+
+_BLOCK = 2**22
+"""Normal pixels that are sorted at a time."""
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The `k` distinct scores of anomalous items, ascending, with how many and how much has each.
+
+    `counts` are items, `weights` their sums of weights.
+    """
+
+    scores: Floats
+    counts: Counts
+    weights: Doubles
+
+    @classmethod
+    def of(cls, scores: Floats, counts: Counts, weights: Doubles) -> _Steps:
+        """Those of items `[p]` in any order."""
+        order = np.argsort(scores)
+        ascending = scores[order]
+        starts = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1])[: order.size])
+        return cls(ascending, counts[order], weights[order])._joined(starts)
+
+    def coarse(self) -> _Steps:
+        """About `MOST_STEPS` at most: neighbours are joined so that none has much of either."""
+        if len(self.scores) <= MOST_STEPS:
+            return self
+        share = np.cumsum(self.counts) / self.counts.sum()
+        share += np.cumsum(self.weights) / self.weights.sum()
+        cells = np.floor(share * (MOST_STEPS / 2)).astype(np.int64)
+        return self._joined(np.flatnonzero(np.diff(cells, prepend=-1)))
+
+    def _joined(self, starts: Counts) -> _Steps:
+        """Runs that begin at these places are one step, at their lowest score."""
+        if len(starts) == len(self.scores):
+            return self
+        return _Steps(
+            self.scores[starts],
+            np.add.reduceat(self.counts, starts),
+            np.add.reduceat(self.weights, starts),
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +100,8 @@ def image_metrics(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ImageMetrics:
     """
     scores, labels = _scores(scores, "image scores"), _binary(labels, "image labels")
     _check_vectors(scores, labels)
-    ranking = _rank(scores[labels], scores[~labels], np.ones(int(labels.sum())))
+    each = np.ones(int(labels.sum()), dtype=np.int64)
+    ranking = _rank(_Steps.of(scores[labels], each, each.astype(float)), [scores[~labels]])
     f1_max, threshold = _f1_max(ranking)
     return ImageMetrics(
         auroc=_auroc(ranking, tie_credit=0.5),
@@ -101,12 +151,20 @@ def pixel_metrics(
     8-connected components of the masks. Tied scores are one step of a curve, a straight line in
     the PRO curve, which is also interpolated linearly at `fpr_limit`.
 
+    Maps and masks may be made as they are asked for: they are read twice, one at a time. The
+    values are exact up to `MOST_STEPS` different scores of anomalous pixels, and about 1e-6 from
+    that beyond.
+
     Raises `PatchGuardError` for NaN values, no maps, a mask of another shape than its map, and a
     limit outside (0, 1].
     """
     if not 0 < fpr_limit <= 1:
         raise PatchGuardError(f"fpr_limit is {fpr_limit}; it must lie in (0, 1]")
-    ranking = _rank(*_pool(maps, masks))
+    if len(maps) == 0 or len(maps) != len(masks):
+        raise PatchGuardError(
+            f"{len(maps)} anomaly maps and {len(masks)} masks; give one mask per map, at least one"
+        )
+    ranking = _rank(_anomalous(maps, masks), _normal(maps, masks))
     return PixelMetrics(
         auroc=_auroc(ranking, tie_credit=0.5),
         ap=_average_precision(ranking),
@@ -115,34 +173,50 @@ def pixel_metrics(
     )
 
 
-def _pool(
+def _anomalous(maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> _Steps:
+    """The steps of all anomalous pixels, each weighing 1 / area of its region."""
+    steps = _Steps(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0))
+    waiting: list[_Steps] = []
+    for values, mask in _checked(maps, masks):
+        scores = values[mask]
+        waiting.append(_Steps(scores, np.ones(scores.size, np.int64), region_weights(mask)))
+        if sum(len(each.scores) for each in waiting) > MOST_STEPS:
+            steps, waiting = _merged([steps, *waiting]).coarse(), []
+    return _merged([steps, *waiting]).coarse()
+
+
+def _merged(found: Sequence[_Steps]) -> _Steps:
+    return _Steps.of(
+        np.concatenate([each.scores for each in found]),
+        np.concatenate([each.counts for each in found]),
+        np.concatenate([each.weights for each in found]),
+    )
+
+
+def _normal(maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> Iterator[Floats]:
+    """The normal pixels in blocks: many small maps are looked up together."""
+    held: list[Floats] = []
+    for values, mask in _checked(maps, masks):
+        held.append(values[~mask])
+        if sum(part.size for part in held) >= _BLOCK:
+            yield np.concatenate(held)
+            held.clear()
+    if held:
+        yield np.concatenate(held)
+
+
+def _checked(
     maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]
-) -> tuple[Floats, Floats, Doubles]:
-    """Anomalous values `[p]`, normal values `[m]` and weights `[p]`: 1 / area of the region."""
-    if len(maps) == 0 or len(maps) != len(masks):
-        raise PatchGuardError(
-            f"{len(maps)} anomaly maps and {len(masks)} masks; give one mask per map, at least one"
-        )
-    parts = [
-        _split(anomaly_map, mask, index)
-        for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True))
-    ]
-    anomalous, normal, weights = zip(*parts, strict=True)
-    return np.concatenate(anomalous), np.concatenate(normal), np.concatenate(weights)
-
-
-def _split(
-    anomaly_map: npt.ArrayLike, mask: npt.ArrayLike, index: int
-) -> tuple[Floats, Floats, Doubles]:
-    """Anomalous and normal pixels of one map, and the weights of the former."""
-    values = _scores(anomaly_map, f"anomaly map {index}")
-    mask = _binary(mask, f"mask {index}")
-    if values.ndim != 2 or values.shape != mask.shape:
-        raise PatchGuardError(
-            f"anomaly map {index} has shape {values.shape} and its mask {mask.shape}; "
-            "both must be [H, W] and equal"
-        )
-    return values[mask], values[~mask], region_weights(mask)
+) -> Iterator[tuple[Floats, Mask]]:
+    for index, (anomaly_map, drawn) in enumerate(zip(maps, masks, strict=True)):
+        values = _scores(anomaly_map, f"anomaly map {index}")
+        mask = _binary(drawn, f"mask {index}")
+        if values.ndim != 2 or values.shape != mask.shape:
+            raise PatchGuardError(
+                f"anomaly map {index} has shape {values.shape} and its mask {mask.shape}; "
+                "both must be [H, W] and equal"
+            )
+        yield values, mask
 
 
 def region_weights(mask: Mask) -> Doubles:
@@ -154,22 +228,24 @@ def region_weights(mask: Mask) -> Doubles:
     return weights
 
 
-def _rank(anomalous: Floats, normal: Floats, weights: Doubles) -> _Ranking:
-    """Rank anomalous scores `[p]`, each with its weight `[p]`, among normal ones `[m]`."""
-    order = np.argsort(anomalous)[::-1]
-    descending = anomalous[order]
-    last_of_tie = np.flatnonzero(np.append(descending[1:] != descending[:-1], True)[: order.size])
-    thresholds = descending[last_of_tie]
-    ascending_normal = np.sort(normal)
-    cumulative = np.cumsum(weights[order])
+def _rank(anomalous: _Steps, normal: Iterable[Floats]) -> _Ranking:
+    """Rank the steps of anomalous scores among normal ones, which come in blocks `[m]`."""
+    fp, fp_above = np.zeros((2, anomalous.scores.size), dtype=np.int64)
+    negatives = 0
+    for block in normal:
+        ascending = np.sort(block)
+        fp += block.size - np.searchsorted(ascending, anomalous.scores, side="left")
+        fp_above += block.size - np.searchsorted(ascending, anomalous.scores, side="right")
+        negatives += block.size
+    tp, overlap = np.cumsum(anomalous.counts[::-1]), np.cumsum(anomalous.weights[::-1])
     return _Ranking(
-        thresholds=thresholds,
-        tp=last_of_tie + 1,
-        fp=normal.size - np.searchsorted(ascending_normal, thresholds, side="left"),
-        fp_above=normal.size - np.searchsorted(ascending_normal, thresholds, side="right"),
-        overlap=cumulative[last_of_tie] / cumulative[-1:],
-        positives=anomalous.size,
-        negatives=normal.size,
+        thresholds=anomalous.scores[::-1],
+        tp=tp,
+        fp=fp[::-1],
+        fp_above=fp_above[::-1],
+        overlap=overlap / overlap[-1:],
+        positives=int(anomalous.counts.sum()),
+        negatives=negatives,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from patchguard.evaluation.outcome import Attacked, Mixture, Scored
 from patchguard.evaluation.test_set import TestSet
 from patchguard.evaluation.worst_case import Metric, worst_selection
 from patchguard.results.schema import CLEAN, PixelMetrics
+
+Maps = np.ndarray | Sequence[np.ndarray]
+"""[N, S, S], at the detector's size."""
 
 ROWS = {"both": (True, True), "anomalies": (True, False), "normals": (False, True)}
 """Which classes of the test set are attacked: (anomalous, normal)."""
@@ -70,7 +74,8 @@ class PixelCandidates:
         """That for AUROC; its AUPRO is that of the mixture that is worst for AUPRO."""
         choice, auroc = self._chosen(row, "auroc")
         for_overlap, aupro = self._chosen(row, "aupro")
-        exact, other = self._exact(choice), self._exact(for_overlap)
+        exact = self._exact(choice)
+        other = exact if np.array_equal(choice, for_overlap) else self._exact(for_overlap)
         return Mixture(
             {
                 **exact.model_dump(exclude_unset=True),
@@ -99,9 +104,27 @@ class PixelCandidates:
         return metrics_of(maps, self._masks)
 
 
-def metrics_of(maps: Iterable[np.ndarray], masks: Sequence[np.ndarray]) -> PixelMetrics:
-    """Exact metrics of maps [N, S, S] at the resolution of the masks."""
-    resized = [
-        resize_map(anomaly_map, mask.shape) for anomaly_map, mask in zip(maps, masks, strict=True)
-    ]
-    return pixel_metrics(resized, list(masks))
+class _Resized(Sequence[np.ndarray]):
+    """Maps at the resolution of their masks, resized when asked for: all at once would not fit."""
+
+    def __init__(self, maps: Maps, masks: Sequence[np.ndarray]) -> None:
+        self._maps, self._masks = maps, masks
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> _Resized: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | _Resized:
+        if isinstance(index, slice):
+            return _Resized(self._maps[index], self._masks[index])
+        return resize_map(self._maps[index], self._masks[index].shape)
+
+
+def metrics_of(maps: Maps, masks: Sequence[np.ndarray]) -> PixelMetrics:
+    """Metrics of maps [N, S, S] at the resolution of the masks."""
+    return pixel_metrics(_Resized(maps, masks), masks)
