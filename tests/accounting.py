@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import stat
 import tempfile
 import traceback
 import warnings
@@ -78,28 +77,25 @@ class Done:
 # What there is.
 
 
-def snapshot(*roots: Path) -> dict[bytes, str]:
+def snapshot(*roots: Path) -> dict[Path, str]:
     """Every file, link and folder with a digest of what is in it."""
-    found: dict[bytes, str] = {}
-    for root in roots:
-        for place, folders, files in os.walk(os.fsencode(root)):
-            for name in folders + files:
-                path = os.path.join(place, name)
-                found[path] = _content(path)
-    return found
+    return {
+        Path(place, name): _content(Path(place, name))
+        for root in roots
+        for place, folders, files in os.walk(root)
+        for name in folders + files
+    }
 
 
-def _content(path: bytes) -> str:
-    mode = os.lstat(path).st_mode
-    if stat.S_ISLNK(mode):
-        return f"link to {os.readlink(path)!r}"
-    if stat.S_ISDIR(mode):
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {path.readlink()!r}"
+    if path.is_dir():
         return "folder"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def changes(before: Mapping[bytes, str], *roots: Path, made: Path | None) -> Iterator[Fault]:
+def changes(before: Mapping[Path, str], *roots: Path, made: Path | None) -> Iterator[Fault]:
     """Inputs that are gone or altered, and files that were not to be made.
 
     Args:
@@ -112,13 +108,8 @@ def changes(before: Mapping[bytes, str], *roots: Path, made: Path | None) -> Ite
         elif after[path] != content:
             yield Fault("an input is overwritten", repr(path))
     for path in after.keys() - before.keys():
-        own = made is not None and (made == Path(os.fsdecode(path)) or made in _parents(path))
-        if not own and os.path.basename(path) != LOCK.encode():
+        if made not in (path, *path.parents) and path.name != LOCK:
             yield Fault("a file is left where none was asked for", repr(path))
-
-
-def _parents(path: bytes) -> tuple[Path, ...]:
-    return tuple(Path(os.fsdecode(path)).parents)
 
 
 def contents(root: Path) -> list[Found]:
@@ -135,9 +126,8 @@ def contents(root: Path) -> list[Found]:
 
 def _walk(folder: Path, above: tuple[Path, ...], linked: bool) -> Iterator[tuple[Path, bool]]:
     """Files, each with whether a linked folder is on the way."""
-    for name in sorted(os.listdir(folder)):
-        path = folder / name
-        if name.startswith("."):
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
             continue
         if not path.is_dir():
             yield path, linked
@@ -251,6 +241,11 @@ def _shown(path: Path, root: Path) -> set[str]:
     return {printable(path), printable(below), csv_cell(below), *raw}
 
 
+def _is_shown(text: str) -> bool:
+    """One line without control characters."""
+    return printable(text) == text
+
+
 def is_named(path: Path, root: Path, told: str) -> bool:
     """An output names a file of a tree, by a path that is no part of another's."""
     return any(
@@ -262,7 +257,7 @@ def lines(what: str, done: Done, root: Path) -> Iterator[Fault]:
     """What holds for every output: no raw names, a last line that says why it failed."""
     yield from done.faults
     for line in done.told.split("\n"):
-        if not line.isprintable():
+        if not _is_shown(line):
             yield Fault(f"{what}: a control character on the terminal", repr(line))
     for path in {path for found in contents(root) for path in found.paths}:
         if "\n" in path.name and path.name in done.told:
@@ -282,7 +277,7 @@ def predict_faults(
     """Inspect a tree; once more into the same folder, where ``again`` names other images."""
     before = snapshot(root, root.parent / OUTSIDE)
     found = contents(root)
-    place = Path(".") if relative else root
+    place = Path() if relative else root
     with contextlib.chdir(root):
         done = command(
             "predict", cli.predict, run=str(run), images=str(place), out=str(out), maps=maps
@@ -291,7 +286,7 @@ def predict_faults(
     yield from changes(before, root, root.parent / OUTSIDE, made=out)
     if done.status is None:
         return
-    if not (out / "scores.csv").exists() or (before and os.fsencode(out / "scores.csv") in before):
+    if not (out / "scores.csv").exists() or out / "scores.csv" in before:
         yield from _refusal(done, found, root, out)
         return
     table, faults = _table(out)
@@ -326,7 +321,7 @@ def _table(out: Path) -> tuple[list[str], list[Fault]]:
         cells = list(row.values())
         if None in row or any(cell is None for cell in cells):
             faults.append(Fault("predict: a row of scores.csv has other columns", repr(row)))
-        elif not all(cell.isprintable() for cell in cells):
+        elif not all(_is_shown(cell) for cell in cells):
             faults.append(Fault("predict: a line break or control in scores.csv", repr(row)))
         elif row["image"].startswith(("=", "+", "-", "@")):
             faults.append(Fault("predict: a formula in scores.csv", row["image"]))
@@ -351,12 +346,13 @@ def _no_constant(name: str) -> None:
 def _rows_by_path(table: list[str], found: list[Found], root: Path) -> dict[Path, int]:
     """How many rows each path has; rows of a page carry its number at the end."""
     names: dict[str, Path] = {}
-    for path in (path for each in found for path in each.paths):
-        names |= dict.fromkeys(_shown(path, root), path)
+    for each in found:
+        for met in each.paths:
+            names |= dict.fromkeys(_shown(met, root), met)
     rows: dict[Path, int] = {}
     for cell in table:
         without_page = re.sub(r"\W+(?:page|frame)?\W*\d+\W*$", "", cell)
-        path = names.get(cell) or names.get(without_page)
+        path: Path | None = names.get(cell) or names.get(without_page)
         if path is not None:
             rows[path] = rows.get(path, 0) + 1
     return rows
@@ -423,6 +419,7 @@ def scan_faults(root: Path) -> Iterator[Fault]:
         if (root / "test").is_dir() and not scanned.test:
             yield Fault(f"{name}: a test folder without images is no error", "")
         met = set(_paths(scanned))
+        met |= _masks_of(met - {sample.path for sample in (*scanned.train, *scanned.test)}, root)
         for each in found:
             inside = any(part in path.parents for path in each.paths for part in below)
             if inside and met.isdisjoint(each.paths):
@@ -430,9 +427,16 @@ def scan_faults(root: Path) -> Iterator[Fault]:
                 yield Fault(f"{name}: {each.category} is neither used nor listed", told)
 
 
+def _masks_of(left_out: set[Path], root: Path) -> set[Path]:
+    """Masks of images that are left out, which need no line of their own."""
+    keys = {path.with_suffix("").name for path in left_out}
+    masks = (path for path in (root / "ground_truth").rglob("*") if path.is_file())
+    return {p for p in masks if {p.stem, p.stem.removesuffix("_mask"), p.parent.name} & keys}
+
+
 def _one_line(name: str, error: PatchGuardError, root: Path) -> Iterator[Fault]:
     message = str(error)
-    if not message.isprintable():
+    if not _is_shown(message):
         yield Fault(f"{name}: an error that is not one printable line", repr(message))
     if printable(root) not in message:
         yield Fault(f"{name}: an error that names neither file nor folder", message)
@@ -523,11 +527,15 @@ def command_trial(tree: Tree, options: Options, run: Path, recipe: Any) -> list[
         tree.write(root)
         out = {"outside": root.parent / "out", "inside": root / "out", "same": root}[options.out]
         again = root.parent / OUTSIDE if options.again else None
-        faults = []
+        faults: list[Fault] = []
         if options.drawn:
             picture = root / "anomalies.png" if options.out == "same" else root.parent / "a.png"
             faults += anomalies_faults(root, picture, recipe)
-        faults += predict_faults(
-            run, root, out, relative=options.relative, maps=options.maps, again=again
+        place = "" if options.out == "outside" else f", --out {options.out}"
+        faults += (
+            Fault(fault.kind + place, fault.detail)
+            for fault in predict_faults(
+                run, root, out, relative=options.relative, maps=options.maps, again=again
+            )
         )
         return faults

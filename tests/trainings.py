@@ -33,7 +33,8 @@ def dataset(
 
 
 def settings(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**({"steps": 6, "batch_size": 4, "attention": {2: 0.1}} | changes))
+    usual: dict[str, Any] = {"steps": 6, "batch_size": 4, "attention": {2: 0.1}}
+    return TrainingConfig(**(usual | changes))
 
 
 def small_recipe() -> Recipe:
