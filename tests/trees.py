@@ -220,10 +220,11 @@ _DAMAGE = st.sampled_from(
 
 
 @st.composite
-def _image(draw: st.DrawFn, number: int, folder: bytes, plain_names: bool = False) -> Entry:
+def _image(
+    draw: st.DrawFn, number: int, folder: bytes, size: tuple[int, int], plain_names: bool = False
+) -> Entry:
     """An image file of any format, depth, size and name, sometimes damaged."""
     what = draw(st.sampled_from(list(PICTURES)))
-    size = draw(st.sampled_from(SIZES))
     damage = draw(_DAMAGE)
     suffix = PICTURES[what][0]
     content = picture(what, size, number)
@@ -274,7 +275,7 @@ def _odd(draw: st.DrawFn, number: int, folders: list[bytes]) -> Entry:
     for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 7]))):
         folder += _named(draw(_NAMES), number, "") + b"/"
     if kind == "image":
-        return draw(_image(number, folder))
+        return draw(_image(number, folder, draw(st.sampled_from(SIZES))))
     if kind == "foreign":
         name, content = draw(st.sampled_from(FOREIGN))
         return Entry(folder + name.encode(), "foreign file", content)
@@ -316,12 +317,12 @@ _MASKS = st.sampled_from(
 @st.composite
 def _defect(draw: st.DrawFn, kind: bytes, number: int) -> list[Entry]:
     """A test image of a kind, with or without its mask."""
-    image = draw(_image(number, b"test/" + kind + b"/", plain_names=draw(st.booleans())))
+    size = draw(st.sampled_from(SIZES))
+    plain_names = draw(st.booleans())
+    image = draw(_image(number, b"test/" + kind + b"/", size, plain_names))
     name = image.path.rsplit(b"/", 1)[1]
     stem = name.rsplit(b".", 1)[0]
     style = draw(_MASKS)
-    size = tuple(int(side) for side in image.what.split(",")[0].split(" ")[-1].split("x"))
-    assert len(size) == 2
     content = mask(size, style if style in ("empty", "full", "alpha") else "partly")
     place = b"ground_truth/" + kind + b"/"
     where = {
