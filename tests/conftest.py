@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import patchguard
-from patchguard.config import EvaluationConfig, Recipe, load_recipe
+import trainings
+from patchguard.config import EvaluationConfig, Recipe
 from patchguard.models.checkpoint import (
     CALIBRATION,
     CONFIG,
@@ -68,11 +69,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
     """The fast recipe at 32 px for a few steps."""
-    recipe = load_recipe("fast")
-    recipe.data.image_size, recipe.data.workers = 32, 0
-    recipe.model.hidden = 64
-    recipe.training.steps, recipe.training.batch_size = 12, 4
-    return recipe
+    return trainings.small_recipe()
 
 
 TINY_SUITE = """

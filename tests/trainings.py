@@ -1,10 +1,21 @@
 """A training of seconds: a handful of tiny images and a tiny network."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patchguard.config import DataConfig, ModelConfig, TrainingConfig, VariationConfig
+from patchguard import fitting
+from patchguard.config import (
+    DataConfig,
+    FitConfig,
+    ModelConfig,
+    Recipe,
+    TrainingConfig,
+    VariationConfig,
+    load_recipe,
+)
+from patchguard.data.images import write_png
 from patchguard.training.batches import TrainingImages
 
 MODEL = ModelConfig(hidden=64)
@@ -24,4 +35,29 @@ def dataset(
 
 
 def settings(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**({"steps": 6, "batch_size": 4, "attention": {2: 0.1}} | changes))
+    usual: dict[str, Any] = {"steps": 6, "batch_size": 4, "attention": {2: 0.1}}
+    return TrainingConfig(**(usual | changes))
+
+
+def small_recipe() -> Recipe:
+    """The fast recipe at 32 px for a few steps."""
+    recipe = load_recipe("fast")
+    recipe.data.image_size, recipe.data.workers = 32, 0
+    recipe.model.hidden = 64
+    recipe.training.steps, recipe.training.batch_size = 12, 4
+    return recipe
+
+
+def detector(folder: Path) -> Path:
+    """A run folder that is trained and calibrated, not evaluated."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        image = rng.uniform(0.0, 0.2, (32, 32, 3)).astype(np.float32)
+        image[6:26, 6:26] += 0.6
+        write_png(data / f"{number:02}.png", image)
+    settings = FitConfig(data=str(data), recipe=small_recipe(), false_alarm_rate=0.2)
+    material = fitting.prepared(data, settings, lambda line: None)
+    fitting.fit_detector(material, settings, folder / "run", tell=lambda line: None)
+    return folder / "run"

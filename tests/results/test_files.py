@@ -169,7 +169,9 @@ def test_the_card_of_format_1_is_the_projection_of_its_metrics(run_of_format_1: 
     assert card == robustness_card(
         result, detector=card.detector, data=card.data.name, sha256=card.data.sha256
     )
-    assert headline(card).startswith("UNRELIABLE: S24 fails | image AUROC 1.000 clean, 1.000")
+    assert headline(card).startswith(
+        "UNRELIABLE: S24 (undefended control) fails | image AUROC 1.000 clean, 1.000"
+    )
 
 
 def test_minimal_eps_of_format_1_may_be_null(run_of_format_1: Path) -> None:

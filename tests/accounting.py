@@ -1,0 +1,541 @@
+"""What a command owes to a tree of files: nothing lost, nothing passed over, one line for a fault.
+
+Every function here yields faults, in words that are equal for faults of one kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from hypothesis import strategies as st
+from PIL import Image
+
+from patchguard import cli
+from patchguard.data import folder as data_folder
+from patchguard.deploy import predict as deployed
+from patchguard.errors import PatchGuardError
+from patchguard.files import csv_cell, printable
+from trees import OUTSIDE, Tree
+
+LOCK = ".lock"
+
+
+class Fault(NamedTuple):
+    """Something that must not happen.
+
+    Args:
+        kind: equal for faults of one kind.
+        detail: of this one.
+    """
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing in a tree, at the end of all links.
+
+    Args:
+        category: what it is, in words.
+        paths: under which it is met; links give it more than one.
+    """
+
+    category: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit status (None = an exception came out), output, warnings."""
+
+    status: int | None
+    out: str
+    err: str
+    faults: tuple[Fault, ...]
+
+    @property
+    def told(self) -> str:
+        return self.out + self.err
+
+
+# What there is.
+
+
+def snapshot(*roots: Path) -> dict[Path, str]:
+    """Every file, link and folder with a digest of what is in it."""
+    return {
+        Path(place, name): _content(Path(place, name))
+        for root in roots
+        for place, folders, files in os.walk(root)
+        for name in folders + files
+    }
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {path.readlink()!r}"
+    if path.is_dir():
+        return "folder"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changes(before: Mapping[Path, str], *roots: Path, made: Path | None) -> Iterator[Fault]:
+    """Inputs that are gone or altered, and files that were not to be made.
+
+    Args:
+        made: what the command was to create, a folder or a file.
+    """
+    after = snapshot(*roots)
+    for path, content in before.items():
+        if path not in after:
+            yield Fault("an input is removed", repr(path))
+        elif after[path] != content:
+            yield Fault("an input is overwritten", repr(path))
+    for path in after.keys() - before.keys():
+        if made not in (path, *path.parents) and path.name != LOCK:
+            yield Fault("a file is left where none was asked for", repr(path))
+
+
+def contents(root: Path) -> list[Found]:
+    """What is below a folder and not hidden: links are followed, loops are cut."""
+    by_end: dict[Path, list[tuple[Path, bool]]] = {}
+    for path, linked in _walk(root, (root.resolve(),), False):
+        end = path if _is_dangling(path) else path.resolve()
+        by_end.setdefault(end, []).append((path, linked))
+    return [
+        Found(_category(end, all(linked for _, linked in met)), tuple(path for path, _ in met))
+        for end, met in by_end.items()
+    ]
+
+
+def _walk(folder: Path, above: tuple[Path, ...], linked: bool) -> Iterator[tuple[Path, bool]]:
+    """Files, each with whether a linked folder is on the way."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path, linked
+        elif path.resolve() not in above:
+            yield from _walk(path, (*above, path.resolve()), linked or path.is_symlink())
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+_READ = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+_READABLE = {".webp", ".jp2", ".ppm", ".pgm", ".pbm", ".gif"}
+
+
+def _category(end: Path, linked: bool) -> str:
+    suffix = end.suffix.lower()
+    if _is_dangling(end):
+        what = "a link to nothing"
+    elif suffix in _READ:
+        what = "an image"
+    elif suffix in _READABLE:
+        what = "an image of another format"
+    else:
+        what = "a file of another type"
+    return f"{what} in a linked folder" if linked else what
+
+
+def pages(path: Path) -> int:
+    """Pages of a TIFF file that all can be read; 1 for everything else."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=["TIFF"]) as image:
+                count = getattr(image, "n_frames", 1)
+                for number in range(count):
+                    image.seek(number)
+                    image.load()
+                return count
+    except Exception:
+        return 1
+
+
+# What is said of it.
+
+
+def command(what: str, function: Callable[..., None], **arguments: Any) -> Done:
+    """Run a command as the shell does, output encoded, exit status and all; no parsing.
+
+    To build the parser takes longer than most commands on a few images.
+    """
+
+    def called(_: list[str]) -> int:
+        function(**arguments)
+        return 0
+
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors, newline="\n")
+        for errors in ("strict", "backslashreplace")
+    )
+    status: int | None = None
+    faults: list[Fault] = []
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(record=True) as caught,
+        mock.patch.object(cli, "_run", called),
+        mock.patch.object(deployed, "load_calibrated", _load_calibrated),
+    ):
+        warnings.simplefilter("always")
+        try:
+            status = cli.main([])
+        except (Exception, SystemExit) as error:
+            faults.append(escaped(what, error))
+    faults += [Fault(f"{what}: a raw {w.category.__name__}", str(w.message)) for w in caught]
+    told = []
+    for file in (out, err):
+        file.flush()
+        buffer = file.buffer
+        assert isinstance(buffer, io.BytesIO)
+        told.append(buffer.getvalue().decode())
+    return Done(status, told[0], told[1], tuple(faults))
+
+
+_load = deployed.load_calibrated
+
+
+@cache
+def _load_calibrated(run: Path) -> Any:
+    """A detector loaded once: loading takes longer than to inspect a few images."""
+    return _load(run)
+
+
+def escaped(what: str, error: BaseException) -> Fault:
+    """An exception that no user should see, in words without names and numbers."""
+    message = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"", "…", " ".join(str(error).split()))
+    # Names, numbers and characters are of this tree, not of the kind.
+    message = re.sub(r"\S*[/\\\d]\S*", "…", message)[:70]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    kind = f"{what}: traceback: {type(error).__name__}: {message}"
+    return Fault(kind, f"{error!r} in {Path(where.filename).name}, {where.name}")
+
+
+def _shown(path: Path, root: Path) -> set[str]:
+    """How a path may be written: with its folder or below it; raw is another matter."""
+    below = path.relative_to(root)
+    raw = {str(path), str(below)}
+    raw |= {name.encode(errors="backslashreplace").decode() for name in raw}
+    return {printable(path), printable(below), csv_cell(below), *raw}
+
+
+def _is_shown(text: str) -> bool:
+    """One line without control characters."""
+    return printable(text) == text
+
+
+def is_named(path: Path, root: Path, told: str) -> bool:
+    """An output names a file of a tree, by a path that is no part of another's."""
+    return any(
+        re.search(rf"(?<![\w/]){re.escape(name)}(?!\w|/)", told) for name in _shown(path, root)
+    )
+
+
+def lines(what: str, done: Done, root: Path) -> Iterator[Fault]:
+    """What holds for every output: no raw names, a last line that says why it failed."""
+    yield from done.faults
+    for line in done.told.split("\n"):
+        if not _is_shown(line):
+            yield Fault(f"{what}: a control character on the terminal", repr(line))
+    for path in {path for found in contents(root) for path in found.paths}:
+        if "\n" in path.name and path.name in done.told:
+            yield Fault(f"{what}: a name that breaks a line", repr(path.name))
+    if done.status is not None and done.status not in (0, 1):
+        yield Fault(f"{what}: exit status {done.status}", done.err)
+    if done.status == 1 and not done.err.rstrip("\n").split("\n")[-1].startswith("patchguard: "):
+        yield Fault(f"{what}: exit status 1 without a reason", done.err)
+
+
+# predict
+
+
+def predict_faults(
+    run: Path, root: Path, out: Path, *, relative: bool, maps: bool, again: Path | None
+) -> Iterator[Fault]:
+    """Inspect a tree; once more into the same folder, where ``again`` names other images."""
+    before = snapshot(root, root.parent / OUTSIDE)
+    found = contents(root)
+    place = Path() if relative else root
+    with contextlib.chdir(root):
+        done = command(
+            "predict", cli.predict, run=str(run), images=str(place), out=str(out), maps=maps
+        )
+    yield from lines("predict", done, root)
+    yield from changes(before, root, root.parent / OUTSIDE, made=out)
+    if done.status is None:
+        return
+    if not (out / "scores.csv").exists() or out / "scores.csv" in before:
+        yield from _refusal(done, found, root, out)
+        return
+    table, faults = _table(out)
+    yield from faults
+    rows = _rows_by_path(table, found, root)
+    unknown = len(table) - sum(rows.values())
+    if unknown:
+        yield Fault("predict: a row of no file", f"{unknown} of {len(table)}")
+    for each in found:
+        yield from _account(each, rows, done, root)
+    yield from _pictures(out, len(table))
+    if again is not None:
+        yield from _second(run, again, out, root)
+
+
+def _refusal(done: Done, found: list[Found], root: Path, out: Path) -> Iterator[Fault]:
+    if done.status != 1:
+        yield Fault("predict: nothing written, exit status 0", done.told)
+    outside = root not in (out, *out.parents)
+    if outside and any(each.category == "an image" for each in found):
+        unnamed = [e for e in found if not any(is_named(p, root, done.told) for p in e.paths)]
+        if unnamed:
+            yield Fault("predict: a folder with images is refused", done.told)
+
+
+def _table(out: Path) -> tuple[list[str], list[Fault]]:
+    """The images of scores.csv, and what is wrong with it and with scores.json."""
+    faults = []
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    for row in rows:
+        cells = list(row.values())
+        if None in row or any(cell is None for cell in cells):
+            faults.append(Fault("predict: a row of scores.csv has other columns", repr(row)))
+        elif not all(_is_shown(cell) for cell in cells):
+            faults.append(Fault("predict: a line break or control in scores.csv", repr(row)))
+        elif row["image"].startswith(("=", "+", "-", "@")):
+            faults.append(Fault("predict: a formula in scores.csv", row["image"]))
+    try:
+        text = (out / "scores.json").read_bytes().decode()
+        content = json.loads(text, parse_constant=_no_constant)
+        json.dumps(content, ensure_ascii=False).encode()
+    except (OSError, ValueError) as error:
+        faults.append(Fault(f"predict: scores.json: {type(error).__name__}", str(error)))
+    else:
+        listed = content if isinstance(content, list) else next(iter(content.values()))
+        if len(listed) != len(rows):
+            told = f"{len(listed)} and {len(rows)} rows"
+            faults.append(Fault("predict: scores.json and scores.csv differ", told))
+    return [row["image"] for row in rows if row.get("image") is not None], faults
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _rows_by_path(table: list[str], found: list[Found], root: Path) -> dict[Path, int]:
+    """How many rows each path has; rows of a page carry its number at the end."""
+    names: dict[str, Path] = {}
+    for each in found:
+        for met in each.paths:
+            names |= dict.fromkeys(_shown(met, root), met)
+    rows: dict[Path, int] = {}
+    for cell in table:
+        without_page = re.sub(r"\W+(?:page|frame)?\W*\d+\W*$", "", cell)
+        path: Path | None = names.get(cell) or names.get(without_page)
+        if path is not None:
+            rows[path] = rows.get(path, 0) + 1
+    return rows
+
+
+def _account(each: Found, rows: Mapping[Path, int], done: Done, root: Path) -> Iterator[Fault]:
+    count = max(rows.get(path, 0) for path in each.paths)
+    named = any(is_named(path, root, done.err) for path in each.paths)
+    named = named or (not count and any(is_named(p, root, done.out) for p in each.paths))
+    told = repr(str(each.paths[0].relative_to(root)))
+    if not count and not named:
+        yield Fault(f"predict: {each.category} has no row and no line", told)
+    if not count and each.category == "an image" and done.status == 0:
+        yield Fault("predict: an image without a row, exit status 0", told)
+    if count > 1 and count != pages(each.paths[0]):
+        yield Fault("predict: an image with too many rows", told)
+    if 0 < count < pages(each.paths[0]) and not named:
+        yield Fault("predict: pages of a TIFF have no row and no line", told)
+
+
+def _pictures(out: Path, rows: int) -> Iterator[Fault]:
+    overlays = sum(path.suffix == ".png" for path in (out / "overlays").rglob("*"))
+    if out.name == "out" and overlays != rows:
+        kind = "fewer" if overlays < rows else "more"
+        yield Fault(f"predict: {kind} overlays than rows", f"{overlays} for {rows}")
+
+
+def _second(run: Path, images: Path, out: Path, root: Path) -> Iterator[Fault]:
+    before = snapshot(out)
+    done = command("predict", cli.predict, run=str(run), images=str(images), out=str(out))
+    yield from done.faults
+    if done.status == 0:
+        rows = len(_table(out)[0])
+        yield from (
+            Fault(f"{fault.kind} after a second predict", fault.detail)
+            for fault in _pictures(out, rows)
+        )
+    elif {path: before.get(path) for path in before} != snapshot(out):
+        yield Fault("predict: a refused second predict changes files", done.err)
+
+
+# scan, scan_test and anomalies
+
+
+def scan_faults(root: Path) -> Iterator[Fault]:
+    """Scan a tree for training and for evaluation."""
+    found = contents(root)
+    for name in ("scan", "scan_test"):
+        below = [root / "test", root / "ground_truth"] if name == "scan_test" else [root]
+        before = snapshot(root, root.parent / OUTSIDE)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                scanned = getattr(data_folder, name)(root)
+        except PatchGuardError as error:
+            yield from _one_line(name, error, root)
+            continue
+        except Exception as error:
+            yield escaped(name, error)
+            continue
+        finally:
+            yield from changes(before, root, root.parent / OUTSIDE, made=None)
+        yield from (Fault(f"{name}: a raw {w.category.__name__}", str(w.message)) for w in caught)
+        if (root / "test").is_dir() and not scanned.test:
+            yield Fault(f"{name}: a test folder without images is no error", "")
+        met = set(_paths(scanned))
+        met |= _masks_of(met - {sample.path for sample in (*scanned.train, *scanned.test)}, root)
+        for each in found:
+            inside = any(part in path.parents for path in each.paths for part in below)
+            if inside and met.isdisjoint(each.paths):
+                told = repr(str(each.paths[0].relative_to(root)))
+                yield Fault(f"{name}: {each.category} is neither used nor listed", told)
+
+
+def _masks_of(left_out: set[Path], root: Path) -> set[Path]:
+    """Masks of images that are left out, which need no line of their own."""
+    keys = {path.with_suffix("").name for path in left_out}
+    masks = (path for path in (root / "ground_truth").rglob("*") if path.is_file())
+    return {p for p in masks if {p.stem, p.stem.removesuffix("_mask"), p.parent.name} & keys}
+
+
+def _one_line(name: str, error: PatchGuardError, root: Path) -> Iterator[Fault]:
+    message = str(error)
+    if not _is_shown(message):
+        yield Fault(f"{name}: an error that is not one printable line", repr(message))
+    if printable(root) not in message:
+        yield Fault(f"{name}: an error that names neither file nor folder", message)
+
+
+def _paths(content: Any) -> Iterator[Path]:
+    """Every path that a result names, whatever its fields are called."""
+    if isinstance(content, Path):
+        yield content
+    elif is_dataclass(content):
+        for each in fields(content):
+            yield from _paths(getattr(content, each.name))
+    elif isinstance(content, list | tuple | set | frozenset):
+        for part in content:
+            yield from _paths(part)
+    elif isinstance(content, dict):
+        yield from _paths([*content.keys(), *content.values()])
+
+
+def anomalies_faults(root: Path, out: Path, recipe: Any) -> Iterator[Fault]:
+    """Draw the pseudo-anomalies of a tree."""
+    found = contents(root)
+    before = snapshot(root, root.parent / OUTSIDE)
+    done = command("anomalies", cli.anomalies, data=str(root), recipe=recipe, out=str(out))
+    yield from lines("anomalies", done, root)
+    yield from changes(before, root, root.parent / OUTSIDE, made=out)
+    if done.status != 0:
+        return
+    if not out.exists():
+        yield Fault("anomalies: nothing written, exit status 0", done.told)
+    used = set(_paths([*(folder := data_folder.scan(root)).train, *folder.test]))
+    for each in found:
+        named = any(is_named(path, root, done.told) for path in each.paths)
+        if not named and used.isdisjoint(each.paths):
+            told = repr(str(each.paths[0].relative_to(root)))
+            yield Fault(f"anomalies: {each.category} is neither used nor named", told)
+
+
+# All of it.
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the commands are called.
+
+    Args:
+        out: where predictions go: ``outside`` the tree, ``inside`` it or ``same``, the tree itself.
+        relative: the tree is given as ``.``.
+        maps: raw maps are asked for.
+        again: there is a second call into the same folder.
+        drawn: a picture of pseudo-anomalies is asked for too.
+    """
+
+    out: str
+    relative: bool
+    maps: bool
+    again: bool
+    drawn: bool
+
+
+OPTIONS = st.builds(
+    Options,
+    out=st.sampled_from(["outside"] * 6 + ["inside", "same"]),
+    relative=st.booleans(),
+    maps=st.sampled_from([False, False, False, True]),
+    again=st.sampled_from([False, False, False, True]),
+    drawn=st.sampled_from([False] * 11 + [True]),
+)
+
+
+def scan_trial(tree: Tree) -> list[Fault]:
+    """Write the tree and scan it."""
+    with tempfile.TemporaryDirectory(prefix="trial") as folder:
+        root = Path(folder).resolve() / "tree"
+        tree.write(root)
+        return list(scan_faults(root))
+
+
+def command_trial(tree: Tree, options: Options, run: Path, recipe: Any) -> list[Fault]:
+    """Write the tree and give it to commands.
+
+    Args:
+        run: folder of a trained detector.
+        recipe: with the image size of the pictures of pseudo-anomalies.
+    """
+    with tempfile.TemporaryDirectory(prefix="trial") as folder:
+        root = Path(folder).resolve() / "tree"
+        tree.write(root)
+        out = {"outside": root.parent / "out", "inside": root / "out", "same": root}[options.out]
+        again = root.parent / OUTSIDE if options.again else None
+        faults: list[Fault] = []
+        if options.drawn:
+            picture = root / "anomalies.png" if options.out == "same" else root.parent / "a.png"
+            faults += anomalies_faults(root, picture, recipe)
+        place = "" if options.out == "outside" else f", --out {options.out}"
+        faults += (
+            Fault(fault.kind + place, fault.detail)
+            for fault in predict_faults(
+                run, root, out, relative=options.relative, maps=options.maps, again=again
+            )
+        )
+        return faults
