@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import patchguard
 from patchguard import api
-from patchguard.models.checkpoint import METRICS
 from patchguard.results.files import read_as
+from patchguard.results.run_folder import METRICS
 from patchguard.results.schema import Measured, Result
 
 

@@ -20,7 +20,7 @@ import patchguard
 from ablations import compare, parser_of, recipe_of, runs
 from patchguard.config import EvaluationConfig
 from patchguard.data.synthetic import write_benchmark
-from patchguard.models.checkpoint import METRICS, read_config
+from patchguard.results.run_folder import METRICS, read_config
 
 
 def normals_of_every_kind(folder: Path, count: int, seed: int) -> Path:

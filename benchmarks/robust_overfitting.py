@@ -25,8 +25,8 @@ from patchguard.attacks.pgd import PGD
 from patchguard.config import VariationConfig, parse_eps
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.fitting import check_same_images, prepared
-from patchguard.models.checkpoint import read_config
 from patchguard.models.patchguard import PatchGuard
+from patchguard.results.run_folder import read_config
 from patchguard.training.batches import Batch, TrainingImages
 from patchguard.training.material import Normals
 

@@ -25,9 +25,9 @@ import torch
 import patchguard
 from patchguard.config import EvaluationConfig, Recipe, load_recipe
 from patchguard.evaluating import worst_auroc
-from patchguard.models.checkpoint import METRICS, read_config
 from patchguard.models.patchguard import PatchGuard
 from patchguard.results.files import read_as
+from patchguard.results.run_folder import METRICS, read_config
 from patchguard.results.schema import Result
 
 PAPER = "paper"

@@ -12,16 +12,9 @@ from PIL import Image, ImageDraw
 import patchguard
 import trainings
 from patchguard.config import EvaluationConfig, Recipe
-from patchguard.models.checkpoint import (
-    CALIBRATION,
-    CONFIG,
-    METRICS,
-    WEIGHTS,
-    read_config,
-    save_weights,
-    seal,
-)
+from patchguard.models.checkpoint import save_detector
 from patchguard.models.patchguard import PatchGuard
+from patchguard.results.run_folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, read_config, seal
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +105,7 @@ def run_of_format_1(tmp_path: Path) -> Path:
     for folder in (run, run / "twin"):
         recipe = read_config(folder)[0].recipe
         torch.manual_seed(0)
-        save_weights(PatchGuard(recipe.model, recipe.data.image_size), folder)
+        save_detector(PatchGuard(recipe.model, recipe.data.image_size), folder)
         seal(folder, CONFIG, WEIGHTS, CALIBRATION, METRICS)
     return run
 

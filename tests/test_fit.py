@@ -26,7 +26,7 @@ from patchguard.config import (
 from patchguard.deploy.calibration import Calibration, required_normals
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.models.checkpoint import read_config, seal, write_config
+from patchguard.results.run_folder import read_config, seal, write_config
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import prepare
 

@@ -29,8 +29,8 @@ from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import Evaluation
 from patchguard.evaluation.store import Store
 from patchguard.files import sole_writer
-from patchguard.models.checkpoint import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.card import CardDetector, headline, robustness_card
+from patchguard.results.run_folder import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.schema import Result, Summary
 from patchguard.studying import Planned
 

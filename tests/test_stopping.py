@@ -11,7 +11,7 @@ import pytest
 
 import patchguard
 from patchguard.config import EvaluationConfig, Recipe
-from patchguard.models.checkpoint import RESUME
+from patchguard.results.run_folder import RESUME
 from patchguard.stopping import heeding_stops, request_stop, signals_stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

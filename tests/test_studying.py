@@ -18,11 +18,11 @@ import patchguard
 from patchguard import cli, studying
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.models.checkpoint import METRICS, seal
 from patchguard.report import study as report
 from patchguard.report.study import StudyRun
 from patchguard.report.tables import Table
 from patchguard.results.files import read_as
+from patchguard.results.run_folder import METRICS, seal
 from patchguard.results.schema import SELF_TEST, Result
 from patchguard.studying import Planned
 

@@ -137,10 +137,14 @@ def _fit(folder: Path, settings: FitConfig, material: Material, data: str) -> No
 
 
 def load(run: str | Path) -> PatchGuard:
-    """The detector of a run folder, in eval mode on the CPU; see :meth:`PatchGuard.load`."""
-    from patchguard.models.patchguard import PatchGuard
+    """The detector of a finished run folder, in eval mode on the CPU.
 
-    return PatchGuard.load(run)
+    Raises:
+        PatchGuardError: a file is missing, truncated or altered.
+    """
+    from patchguard.models.checkpoint import load_detector
+
+    return load_detector(Path(run))
 
 
 def evaluate(
@@ -179,7 +183,7 @@ def evaluate(
     from patchguard.data.folder import require_labelled, scan_test
     from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import load_detector
-    from patchguard.models.checkpoint import CONFIG, METRICS
+    from patchguard.results.run_folder import METRICS, is_run
     from patchguard.training.material import tell_of
 
     config = evaluation or EvaluationConfig()
@@ -192,7 +196,7 @@ def evaluate(
     require_labelled(tree)
     test = evaluating.labelled(tree, found.image_size, _tell)
     folder = Path(detector)
-    if (folder / CONFIG).exists():
+    if is_run(folder):
         if out is not None:
             raise PatchGuardError(f"--out {out}: the results of a run folder go into {folder}")
         with outputs.writing(folder):
@@ -216,7 +220,7 @@ def _evaluate_run(
 ) -> None:
     """A run and, before it, its twin."""
     from patchguard import evaluating
-    from patchguard.models.checkpoint import MANIFEST
+    from patchguard.results.run_folder import MANIFEST
     from patchguard.results.schema import LABELLED
 
     twin = folder / evaluating.TWIN
@@ -322,7 +326,7 @@ def predict(
     from patchguard.deploy.predict import find_inputs, write_predictions
     from patchguard.detector import device
     from patchguard.files import absolute
-    from patchguard.models.checkpoint import manifest_digest
+    from patchguard.results.run_folder import manifest_digest
 
     paths = [Path(path) for path in _several(images)]
     inputs = find_inputs(paths)
@@ -346,17 +350,17 @@ def predict(
 
 def write_report(run: str | Path) -> Path:
     """Render ``report.html`` of a run folder from the files in it; returns its path."""
-    from patchguard.models.checkpoint import read_config
     from patchguard.outputs import writing
+    from patchguard.results.run_folder import read_plain_config
 
-    read_config(Path(run))
+    read_plain_config(Path(run))
     with writing(Path(run)):
         return _write_report(Path(run))
 
 
 def _write_report(run: Path) -> Path:
-    from patchguard.models.checkpoint import METRICS
     from patchguard.report.render import render_report
+    from patchguard.results.run_folder import METRICS
 
     path = render_report(run)
     if not (run / METRICS).exists():
@@ -510,7 +514,7 @@ def demo(out: str | Path = "demo") -> Path:
         The run folder.
     """
     from patchguard.data.synthetic import write_benchmark
-    from patchguard.models.checkpoint import is_begun
+    from patchguard.results.run_folder import is_begun
 
     folder = Path(out)
     write_benchmark(
@@ -562,7 +566,7 @@ def _with_length(
 
 def _check_unbegun(folder: Path) -> None:
     """Another process may have fitted into a new folder while the images were prepared."""
-    from patchguard.models.checkpoint import is_begun
+    from patchguard.results.run_folder import is_begun
 
     if is_begun(folder):
         raise PatchGuardError(
@@ -576,7 +580,7 @@ def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bo
 
     A folder in which no training got so far that it could be resumed is used again.
     """
-    from patchguard.models.checkpoint import CONFIG, is_begun, read_config
+    from patchguard.results.run_folder import CONFIG, is_begun, read_config
 
     if not is_begun(folder):
         if resume:

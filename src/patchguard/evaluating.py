@@ -35,22 +35,22 @@ from patchguard.evaluation.store import digest
 from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test_set
 from patchguard.files import printable, write_whole
 from patchguard.integrations.load import Loaded
-from patchguard.models.checkpoint import (
+from patchguard.models.checkpoint import load_detector
+from patchguard.outputs import keep_former
+from patchguard.report.progress import Watching
+from patchguard.results.card import Card, CardDetector, headline, robustness_card
+from patchguard.results.files import read_as, to_json, write_json
+from patchguard.results.run_folder import (
     CONFIG,
     MANIFEST,
     METRICS,
     WEIGHTS,
     is_sealed,
-    load_detector,
-    read_config,
     read_manifest,
+    read_plain_config,
     seal,
     unseal,
 )
-from patchguard.outputs import keep_former
-from patchguard.report.progress import Watching
-from patchguard.results.card import Card, CardDetector, headline, robustness_card
-from patchguard.results.files import read_as, to_json, write_json
 from patchguard.results.schema import (
     LABELLED,
     LEGACY,
@@ -385,10 +385,10 @@ def _probe(found: Loaded, test: TestSet) -> None:
 def _provenance(folder: Path, test: TestSet) -> dict[str, Any]:
     """What the checks on records want to know."""
     digests = read_manifest(folder)
-    selection = read_config(folder)[1].get("selection", {})
+    selection = read_plain_config(folder).get("selection", {})
     return {
         "weights_sha256": digests[WEIGHTS],
-        "config_sha256": digests[CONFIG],
+        "config_sha256": digests.get(CONFIG),
         "data_sha256": test.sha256,
         "versions": versions(),
         "selected_on_test": selection.get("on_test"),

@@ -20,24 +20,23 @@ from patchguard.errors import PatchGuardError
 from patchguard.evaluating import versions
 from patchguard.evaluation.protocol import suite_of
 from patchguard.evaluation.scoring import score_images
-from patchguard.models.checkpoint import (
+from patchguard.models.checkpoint import load_unverified, save_detector
+from patchguard.models.patchguard import PatchGuard
+from patchguard.models.weights import start_digest
+from patchguard.outputs import RUN, claim, set_aside
+from patchguard.results.run_folder import (
     CALIBRATION,
     CONFIG,
-    FULL_SCALE,
+    DETECTOR,
     MANIFEST,
     RESUME,
     WEIGHTS,
     is_begun,
-    load_unverified,
     read_config,
     read_manifest,
-    save_weights,
     seal,
-    start_digest,
     write_config,
 )
-from patchguard.models.patchguard import PatchGuard
-from patchguard.outputs import RUN, claim, set_aside
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material, prepare
 from patchguard.training.train import check_settings, total_steps, train
@@ -75,7 +74,7 @@ def provenance(material: Material, weights: str) -> dict[str, Any]:
         "device": f"{device().type}, {torch.get_num_threads()} threads",
         "foreground": material.foreground,
         "varied_by": material.changes,
-        FULL_SCALE: material.folder.full_scale,
+        "full_scale": material.folder.full_scale,
         "images": {
             "train": len(material.train.names),
             "held_out": len(material.held_out.names),
@@ -190,11 +189,16 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
         "selection": {"rule": trained.selection, "on_test": False},
     }
     write_config(folder, settings, provenance(material, recipe.model.weights) | training)
-    save_weights(trained.detector, folder)
+    save_detector(trained.detector, folder, material.folder.full_scale)
     calibration = calibrate(trained.detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)
-    seal(folder, CONFIG, WEIGHTS, CALIBRATION)
+    seal(folder, CONFIG, *_detector_files(folder))
     (folder / RESUME).unlink()
+
+
+def _detector_files(folder: Path) -> list[str]:
+    """The parts of a detector; runs of before ``model.json`` have none."""
+    return [name for name in DETECTOR if (folder / name).exists()]
 
 
 def is_trained(folder: Path, tell: Tell) -> bool:
@@ -214,7 +218,7 @@ def is_trained(folder: Path, tell: Tell) -> bool:
     load_unverified(folder)
     Calibration.from_json(folder / CALIBRATION)
     (folder / MANIFEST).unlink(missing_ok=True)
-    seal(folder, CONFIG, WEIGHTS, CALIBRATION)
+    seal(folder, CONFIG, *_detector_files(folder))
     tell(
         f"{folder / MANIFEST} was missing or damaged: weights and calibration are whole, so it is "
         "made again"

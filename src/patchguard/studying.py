@@ -19,10 +19,17 @@ from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluating import CARD, REPORT, TWIN
 from patchguard.evaluation.protocol import suite_of
 from patchguard.files import printable
-from patchguard.models.checkpoint import METRICS, is_begun, is_entered, read_config, verify
 from patchguard.report.study import MARK, Failure, StudyRun
 from patchguard.results.card import Card
 from patchguard.results.files import read_as
+from patchguard.results.run_folder import (
+    METRICS,
+    is_begun,
+    is_entered,
+    read_config,
+    read_plain_config,
+    verify,
+)
 from patchguard.results.schema import Result
 
 Tell = Callable[[str], None]
@@ -327,7 +334,7 @@ def _evaluated_otherwise(run: Planned) -> list[str]:
 def _seconds(run: Planned) -> float:
     """What a finished run took to train and to evaluate, its twin included."""
     folders = [folder for folder in (run.folder, run.folder / TWIN) if (folder / METRICS).exists()]
-    training = (read_config(folder)[1].get("training_seconds", 0.0) for folder in folders)
+    training = (read_plain_config(folder).get("training_seconds", 0.0) for folder in folders)
     evaluation = (read_as(Result, folder / METRICS).protocol.seconds for folder in folders)
     return float(sum(training) + sum(filter(math.isfinite, evaluation)))
 

@@ -12,16 +12,10 @@ from torch.nn import functional
 
 from patchguard.config import DataConfig, FitConfig, ModelConfig, Recipe
 from patchguard.errors import PatchGuardError
-from patchguard.models.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    load_detector,
-    save_weights,
-    seal,
-    write_config,
-)
+from patchguard.models.checkpoint import load_detector, save_detector
 from patchguard.models.patchguard import PatchGuard
 from patchguard.models.vit import create_backbone, normalisation, patch_tokens
+from patchguard.results.run_folder import CONFIG, WEIGHTS, seal, write_config
 
 CONVSTEM = "vit_small_convstem"
 MEAN, STD = (0.48495, 0.456, 0.40599), (0.229, 0.224, 0.225)
@@ -35,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ModelConfig(hidden=64)
     recipe = Recipe(data=DataConfig(image_size=32), model=config)
     write_config(folder, FitConfig(data="disc", recipe=recipe), {})
-    save_weights(PatchGuard(config, 32), folder)
+    save_detector(PatchGuard(config, 32), folder)
     seal(folder, CONFIG, WEIGHTS)
     return folder
 
@@ -66,7 +60,7 @@ def test_a_run_of_another_size_gives_its_position_codes_bicubically(
     recipe = Recipe(data=DataConfig(image_size=2 * patch), model=config)
     source = PatchGuard(config, 2 * patch)
     write_config(tmp_path, FitConfig(data="disc", recipe=recipe), {})
-    save_weights(source, tmp_path)
+    save_detector(source, tmp_path)
     seal(tmp_path, CONFIG, WEIGHTS)
     model = PatchGuard(starting_from(tmp_path, backbone=backbone), 4 * patch)
     for codes, coarse in (

@@ -13,7 +13,8 @@ from patchguard.data.images import FloatArray, Pixels
 from patchguard.data.preprocess import Preprocessor
 from patchguard.deploy.calibration import Calibration
 from patchguard.detector import Detector, device_of
-from patchguard.models.checkpoint import CALIBRATION, FULL_SCALE, load_detector, read_config, verify
+from patchguard.models.checkpoint import load_unverified, verified_model
+from patchguard.results.run_folder import CALIBRATION, verify
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,10 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
     Raises:
         PatchGuardError: the folder is unfinished, or a file is missing, damaged or altered.
     """
-    detector = load_detector(run)
+    model = verified_model(run)
     verify(run, CALIBRATION)
-    full_scale = read_config(run)[1].get(FULL_SCALE)
     return Pipeline(
-        Preprocessor(detector.image_size, full_scale),
-        detector.to(device),
+        Preprocessor(model.preprocessing.image_size, model.preprocessing.full_scale),
+        load_unverified(run, model).to(device),
         Calibration.from_json(run / CALIBRATION),
     )

@@ -76,7 +76,7 @@ def _from_path(path: Path, trust: bool) -> Loaded:
 
 def _from_run(folder: Path) -> Loaded:
     from patchguard.deploy.pipeline import load_pipeline
-    from patchguard.models.checkpoint import WEIGHTS
+    from patchguard.results.run_folder import WEIGHTS
 
     pipeline = load_pipeline(folder, torch.device("cpu"))
     return Loaded(

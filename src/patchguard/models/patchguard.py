@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,7 +12,8 @@ from patchguard.detector import Detection, Detector, Inspection
 from patchguard.errors import PatchGuardError
 from patchguard.models.discriminator import Discriminator, MapHead, top_k_mean
 from patchguard.models.vit import create_backbone, normalisation, patch_tokens
-from patchguard.models.weights import run_folder, start_from_run
+from patchguard.models.weights import start_from_run
+from patchguard.results.run_folder import named_run
 
 
 class PatchGuard(Detector):
@@ -32,7 +32,7 @@ class PatchGuard(Detector):
         super().__init__()
         self.config = config
         self.image_size = image_size
-        run = run_folder(config.weights)
+        run = named_run(config.weights)
         self.backbone = create_backbone(
             config.backbone, image_size, "none" if run else config.weights
         )
@@ -56,7 +56,7 @@ class PatchGuard(Detector):
         self.map_head = MapHead(grid, image_size, config.blur_sigma, config.blur_radius)
         self.grid = grid
         if run:
-            start_from_run(self, run)
+            start_from_run(self, grid, config, run)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -99,14 +99,3 @@ class PatchGuard(Detector):
         precise = torch.promote_types(logits.dtype, torch.float32)
         score = top_k_mean(logits.flatten(1).to(precise), self.config.top_k)
         return Detection(score, self.map_head(logits))
-
-    @classmethod
-    def load(cls, path: str | Path) -> PatchGuard:
-        """The detector of a finished run folder, in eval mode, on the CPU.
-
-        Raises:
-            PatchGuardError: a file is missing, truncated or altered.
-        """
-        from patchguard.models.checkpoint import load_detector
-
-        return load_detector(Path(path))

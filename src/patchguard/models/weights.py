@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import load_state_dict
@@ -15,36 +15,41 @@ from torch import Tensor, nn
 
 from patchguard.config import ModelConfig
 from patchguard.errors import PatchGuardError
-
-if TYPE_CHECKING:
-    from patchguard.models.patchguard import PatchGuard
-
-
-def run_folder(weights: str) -> Path | None:
-    """The folder that ``model.weights`` names, or None where it names no folder."""
-    path = Path(weights)
-    return path if weights not in ("none", "hub") and path.is_dir() else None
+from patchguard.results.model_file import read_model
+from patchguard.results.run_folder import WEIGHTS, file_digest, named_run, verify
 
 
-def start_from_run(model: PatchGuard, folder: Path) -> None:
+def start_from_run(model: nn.Module, grid: int, config: ModelConfig, folder: Path) -> None:
     """Copy all weights of a finished run into a new detector, normalisation included.
 
     Position codes of another grid are interpolated bicubically. Dropout, ``top_k`` and the blur
     of the map are no weights: they stay those of the new detector.
 
+    Args:
+        model: the new detector, with ``backbone`` and ``discriminator``.
+        grid: patches along a side of its images.
+        config: its network's settings.
+        folder: the run.
+
     Raises:
         PatchGuardError: no finished run, an altered file, or a network of another shape.
     """
-    from patchguard.models.checkpoint import CONFIG, WEIGHTS, read_config, verify
-
-    settings, _ = read_config(folder)
-    for name in (CONFIG, WEIGHTS):
-        verify(folder, name)
-    _check_shape(settings.recipe.model, model.config, folder)
+    run = read_model(folder).config
+    verify(folder, WEIGHTS)
+    _check_shape(run, config, folder)
     state = _read(folder / WEIGHTS)
-    _resample(state, "backbone.pos_embed", model.grid, _coded_prefix(model.backbone))
-    _resample(state, "discriminator.position", model.grid, 0)
-    _load(model, state, folder / WEIGHTS, model.config.backbone)
+    backbone = cast(VisionTransformer, model.backbone)
+    _resample(state, "backbone.pos_embed", grid, _coded_prefix(backbone))
+    _resample(state, "discriminator.position", grid, 0)
+    _load(model, state, folder / WEIGHTS, config.backbone)
+
+
+def start_digest(weights: str) -> str | None:
+    """The sha256 of the file or run that ``model.weights`` names, or None where it names none."""
+    if weights in ("none", "hub"):
+        return None
+    run = named_run(weights)
+    return file_digest(run / WEIGHTS if run else Path(weights))
 
 
 def load_backbone(backbone: VisionTransformer, path: Path, name: str) -> None:

@@ -27,6 +27,7 @@ from patchguard.results.schema import (
     AttackResult,
     Check,
     Count,
+    Document,
     Finite,
     Flag,
     Images,
@@ -181,7 +182,7 @@ class CardChecks(Record):
         return tuple(check for check in self.list if check.status == "FAIL")
 
 
-class Card(Record):
+class Card(Document):
     """``card.json``."""
 
     FORMAT: ClassVar = "patchguard_card"

@@ -1,4 +1,4 @@
-"""Results and cards as files: read and written here only."""
+"""Documents as files: read and written here only."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pydantic import ValidationError
 
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
-from patchguard.results.card import Card
-from patchguard.results.schema import Result
+from patchguard.results.schema import Document, Result
 
-Content = TypeVar("Content", Result, Card)
+Content = TypeVar("Content", bound=Document)
 
 _LOG = logging.getLogger(__name__)
 
 
-def write_json(content: Result | Card, path: Path) -> Path:
+def write_json(content: Document, path: Path) -> Path:
     """Write a file, whole or not at all; returns its path.
 
     Raises:
@@ -29,7 +28,7 @@ def write_json(content: Result | Card, path: Path) -> Path:
     return path
 
 
-def to_json(content: Result | Card) -> str:
+def to_json(content: Document) -> str:
     """What :func:`write_json` writes; parts that were not measured are left out."""
     parts = content.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({content.FORMAT: content.VERSION, **parts}, indent=1, allow_nan=False)
@@ -43,39 +42,37 @@ def read_as(kind: type[Content], path: Path) -> Content:
     Raises:
         PatchGuardError: no such file, damaged, or of a later format; one line says what to do.
     """
-    content = _parsed(path)
+    content = _parsed(kind, path)
     if kind is Result and kind.FORMAT not in content:
         content = _from_format_1(content, path)
     version = content.pop(kind.FORMAT, None)
     if version is None:
-        raise _damaged(path, f"{kind.FORMAT} is missing")
+        raise _damaged(kind, path, f"{kind.FORMAT} is missing")
     if version != kind.VERSION:
         raise PatchGuardError(
             f"{path}: {kind.FORMAT} is {version!r}; this version of patchguard reads "
-            f"{kind.VERSION}: install the one that wrote it, or evaluate again"
+            f"{kind.VERSION}: install the one that wrote it, or {kind.AGAIN}"
         )
     unknown: set[str] = set()
     try:
         found = kind.model_validate(content, context={"unknown": unknown})
     except ValidationError as error:
-        raise _damaged(path, _first(error)) from error
+        raise _damaged(kind, path, _first(error)) from error
     if unknown:
         names = ", ".join(sorted(unknown))
         _LOG.warning("%s: left out what this version does not know: %s", path, names)
     return found
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(kind: type[Document], path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
-        raise PatchGuardError(
-            f"{path}: cannot be read ({fault.strerror}); evaluate the detector again"
-        ) from fault
+        raise PatchGuardError(f"{path}: cannot be read ({fault.strerror}); {kind.AGAIN}") from fault
     except ValueError as fault:
-        raise _damaged(path, "it is not JSON") from fault
+        raise _damaged(kind, path, "it is not JSON") from fault
     if not isinstance(content, dict):
-        raise _damaged(path, "it is not a JSON object")
+        raise _damaged(kind, path, "it is not a JSON object")
     return content
 
 
@@ -95,7 +92,7 @@ def _from_format_1(content: dict[str, Any], path: Path) -> dict[str, Any]:
             values = ["inf" if value is None else value for value in found["values"]]
             upgraded["minimal_eps"] = {**found, "values": values}
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
-        raise _damaged(path, "it is no result of an evaluation") from fault
+        raise _damaged(Result, path, "it is no result of an evaluation") from fault
     return upgraded
 
 
@@ -135,5 +132,5 @@ def _first(error: ValidationError) -> str:
     return f"{field} is {shown} ({fault['msg'].lower()})"
 
 
-def _damaged(path: Path, why: str) -> PatchGuardError:
-    return PatchGuardError(f"{path} is damaged: {why}; evaluate the detector again")
+def _damaged(kind: type[Document], path: Path, why: str) -> PatchGuardError:
+    return PatchGuardError(f"{path} is damaged: {why}; {kind.AGAIN}")

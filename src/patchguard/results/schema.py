@@ -98,6 +98,18 @@ class Record(BaseModel):
         return content
 
 
+class Document(Record):
+    """A file of its own, with the name and version of its format.
+
+    Attributes:
+        AGAIN: how to have it made once more, said where it is damaged.
+    """
+
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int]
+    AGAIN: ClassVar = "evaluate the detector again"
+
+
 class ImageMetrics(Record):
     """How well image scores rank anomalous above normal; each value in [0, 1].
 
@@ -335,7 +347,7 @@ class Summary(Record):
         return self
 
 
-class Result(Summary):
+class Result(Summary, Document):
     """``metrics.json``."""
 
     FORMAT: ClassVar = "patchguard_metrics"

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from patchguard.config import DataConfig, ModelConfig, TrainingConfig, parse_eps
 from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.models.checkpoint import RESUME
 from patchguard.models.patchguard import PatchGuard
+from patchguard.results.run_folder import RESUME
 from patchguard.stopping import heeding_stops
 from patchguard.training.batches import Batch, TrainingImages, training_loader
 from patchguard.training.callbacks import OverfittingMonitor, ResumePoint, TrainingProgress
