@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,17 @@ class Target:
         return self.make().keep_best
 
 
+def example() -> type[Attack]:
+    """The attack that the guide in docs/evaluation.md adds."""
+    guide = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    code = guide.split("## Adding an attack")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(code, names)
+    added: type[Attack] = names["Momentum"]
+    return added
+
+
+EXAMPLE = example()
 IMAGE, TWICE = {"starts": [at_image]}, {"starts": [uniform, at_image]}
 L2, L1 = ({"ball": BALLS[norm]} for norm in ("l2", "l1"))
 
@@ -102,6 +114,7 @@ TARGETS = {
         Transfer, {"steps": 6, "source": Network(2), "inner": APGD} | IMAGE, draws=False
     ),
     "universal": Target(UniversalPerturbation, {"steps": 3, "batch_size": 2}),
+    "guide": Target(EXAMPLE, {"steps": 4}),
     "universal shared": Target(UniversalPerturbation, {"steps": 3, "shared": True}),
 }
 

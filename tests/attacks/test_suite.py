@@ -1,6 +1,7 @@
 """Suites as data: every built-in one is sound, and what is wrong with another is said in a line."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from detectors import Linear
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
 from patchguard.attacks.suite import Member, build, members
-from patchguard.config import SUITES, ThreatConfig, load_suite, parse_size
+from patchguard.config import SUITES, EvaluationConfig, ThreatConfig, load_suite, parse_size
 from patchguard.detector import Detector, Inspection
 from patchguard.errors import PatchGuardError
+from patchguard.evaluation.protocol import suite_of
 
 BUILT_IN = sorted(path.stem for path in SUITES.glob("*.yaml"))
 
@@ -126,6 +128,25 @@ def test_an_entry_that_is_wrong_is_named(entry: dict[str, object], complaint: st
         members(ThreatConfig(eps=["1/255"], attacks=[entry]))
     assert str(raised.value).startswith(("suite: ", "objective "))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ("{steps: ten}", "steps is 'ten': input should be a valid integer"),
+        ("{restarts: 0}", "restarts is 0: input should be greater than or equal to 1"),
+        ("{ball: l2}", "no setting 'ball'; known: restarts, steps"),
+    ],
+)
+def test_settings_of_minimal_eps_are_checked_before_anything_runs(
+    settings: str, complaint: str, tmp_path: Path
+) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        f"threats: [{{eps: [1/255], attacks: [{{attack: pgd}}]}}]\nminimal_eps: {settings}"
+    )
+    with pytest.raises(PatchGuardError, match=f"^suite: minimal_eps: {complaint}$"):
+        suite_of(EvaluationConfig(suite=str(suite)))
 
 
 def test_two_attacks_of_one_name_are_refused() -> None:
