@@ -21,6 +21,7 @@ from patchguard.evaluation.protocol import suite_of
 from patchguard.models.checkpoint import METRICS, is_begun, read_config, verify
 from patchguard.report.contents import Metrics
 from patchguard.report.study import MARK, Failure, StudyRun
+from patchguard.shipped import flat
 
 Tell = Callable[[str], None]
 
@@ -278,15 +279,7 @@ def _settings(settings: FitConfig) -> dict[str, Any]:
     """
     content = yaml.safe_load(yaml.safe_dump(asdict(settings)))
     del content["data"], content["recipe"]["data"]["workers"]
-    return dict(_flat(content))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return dict(flat(content))
 
 
 def _differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
