@@ -72,6 +72,16 @@ def row(table: Table, *first: str) -> dict[str, str]:
     return dict(zip(table.headings, found, strict=True))
 
 
+def test_the_page_says_whether_it_measured_what_is_shipped(tmp_path: Path) -> None:
+    shipped = made(tmp_path, "a", "fast", 0, 0.5)
+    assert "- Measured with: `fast` as shipped" in report.page([shipped], [], "patchguard study a")
+    settings = shipped.settings
+    recipe = replace(settings.recipe, training=replace(settings.recipe.training, steps=100))
+    shorter = replace(shipped, settings=replace(settings, recipe=recipe))
+    page = report.page([shorter], [], "patchguard study a")
+    assert "training.steps 100 (shipped: 6000)" in page
+
+
 def test_cells_are_means_and_standard_deviations_over_seeds(tmp_path: Path) -> None:
     values = {("a", 0): 0.5, ("a", 1): 0.6, ("a", 2): 0.8, ("b", 0): 0.7, ("b", 1): 0.4}
     runs = [made(tmp_path, name, "fast", seed, at) for (name, seed), at in values.items()]

@@ -31,6 +31,7 @@ from patchguard.results.run_folder import (
     verify,
 )
 from patchguard.results.schema import Result
+from patchguard.shipped import flat
 
 Tell = Callable[[str], None]
 
@@ -304,15 +305,7 @@ def _settings(settings: FitConfig) -> dict[str, Any]:
     """
     content = yaml.safe_load(yaml.safe_dump(asdict(settings)))
     del content["data"], content["recipe"]["data"]["workers"]
-    return dict(_flat(content))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return dict(flat(content))
 
 
 def _differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:

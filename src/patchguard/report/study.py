@@ -20,6 +20,7 @@ from patchguard.report.tables import Table, aurocs_by_kind
 from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
 from patchguard.results.card import published_steps
 from patchguard.results.schema import CLEAN, LEGACY, WORST, AttackResult, Protocol, Result
+from patchguard.shipped import measured_with
 
 MARK = "<!-- Written by patchguard study, which writes it again: keep notes elsewhere. -->"
 PARTS = ("image", "pixel")
@@ -236,7 +237,7 @@ def protocol(runs: Sequence[StudyRun]) -> list[str]:
         f"Attacks of the worst case: {_distinct(_attacks(each) for each in protocols)}.",
         f"Seeds {', '.join(map(str, seeds))}: each decides the split, the weights and every "
         "random draw of training and evaluation.",
-        *(_recipe(name, runs) for name in _recipes(runs)),
+        *(line for name in _recipes(runs) for line in _recipe(name, runs)),
         *(_data(name, runs) for name in dict.fromkeys(run.data for run in runs)),
     ]
 
@@ -431,13 +432,15 @@ def _attacks(found: Protocol) -> str:
     return "; ".join(f"{name}: {told}" for name, told in found.attacks.items())
 
 
-def _recipe(name: str, runs: Sequence[StudyRun]) -> str:
+def _recipe(name: str, runs: Sequence[StudyRun]) -> tuple[str, str]:
+    """What it is, and whether it is what is shipped."""
     recipe = next(run.settings.recipe for run in runs if run.recipe == name)
     start = "" if recipe.model.weights == "none" else f" from {recipe.model.weights}"
     return (
         f"Recipe `{name}`: {recipe.model.backbone}{start} at {recipe.data.image_size} px, "
         f"{recipe.training.length}, {recipe.training.batch_size} normal images a step, "
-        f"{_trained_against(recipe)}{_switched(name, runs)}."
+        f"{_trained_against(recipe)}{_switched(name, runs)}.",
+        measured_with(name, recipe),
     )
 
 
