@@ -1,6 +1,6 @@
 """Kill commands at random moments, give them again, and count what is lost, by kind.
 
-    python benchmarks/kills.py [--kills 50] [--minutes 60] [--seed 0] [--only fit evaluate predict study]
+    python benchmarks/kills.py [--kills 50] [--minutes 60] [--seed 0] [--only fit evaluate …]
 
 Each command works on tiny images in a folder of its own. Its process group gets SIGKILL: half of
 the times anywhere in its duration, half of them within 3 ms of one of its writes, which random
@@ -469,9 +469,8 @@ def run_trials(
                 trial.kill(rng)
                 if trial.kills // 5 > before // 5:
                     seconds = time.monotonic() - began
-                    tell(
-                        f"{name}: {trial.kills} kills, {trial.faults.total()} faults, {seconds:.0f} s"
-                    )
+                    told = f"{trial.kills} kills, {trial.faults.total()} faults"
+                    tell(f"{name}: {told}, {seconds:.0f} s")
             trials.append(trial)
     return trials
 

@@ -140,6 +140,7 @@ def test_runs_of_former_versions_are_known_without_a_mark(copy: Path) -> None:
     (copy / "manifest.json").write_text("{")
     outputs.check_own(copy, outputs.RUN)
     (copy / "config.yaml").write_text("a: b")
+    (copy / "card.json").unlink()
     with pytest.raises(PatchGuardError, match="holds files"):
         outputs.check_own(copy, outputs.RUN)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from patchguard.config import DataConfig, ModelConfig, TrainingConfig, parse_eps
 from patchguard.detector import device
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.files import encodable
 from patchguard.models.patchguard import PatchGuard
 from patchguard.results.run_folder import RESUME
 from patchguard.stopping import heeding_stops
@@ -98,7 +99,7 @@ def train(
     with heeding_stops() as stop:
         resume = ResumePoint(path, stop)
         callbacks = [*_monitor(dataset, config, seed, tell), TrainingProgress(), resume]
-        trainer = _trainer(config, folder, first_step, callbacks)
+        trainer = _trainer(config, first_step, callbacks, _loggers(folder, first_step, tell))
         ended = _run_to_the_end(trainer, module, loader, path if first_step else None)
         if module.progress() >= 1:
             resume.save(trainer)
@@ -153,16 +154,24 @@ def saved_step(path: Path) -> int:
         raise PatchGuardError(f"{path} is damaged; delete it to start again") from error
 
 
+def _loggers(folder: Path, first_step: int, tell: Callable[[str], None]) -> list[Logger]:
+    # A CSV file of its own for each start: Lightning empties the one it opens.
+    loggers: list[Logger] = [CSVLogger(folder, name="csv", version=f"from_step_{first_step:07d}")]
+    if encodable(str(folder)) == str(folder):
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    else:
+        tell(f"{folder}: no TensorBoard events, which need a folder whose name is UTF-8")
+    return loggers
+
+
 def _trainer(
-    config: TrainingConfig, folder: Path, first_step: int, callbacks: list[lightning.Callback]
+    config: TrainingConfig,
+    first_step: int,
+    callbacks: list[lightning.Callback],
+    loggers: list[Logger],
 ) -> lightning.Trainer:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # A CSV file of its own for each start: Lightning empties the one it opens.
-    loggers = [
-        CSVLogger(folder, name="csv", version=f"from_step_{first_step:07d}"),
-        TensorBoardLogger(folder, name="tensorboard", version=""),
-    ]
     return lightning.Trainer(
         accelerator="gpu" if device().type == "cuda" else "cpu",
         devices=1,
