@@ -1,6 +1,6 @@
 """Kill commands at random moments, give them again, and count what is lost, by kind.
 
-    python benchmarks/kills.py [--kills 50] [--minutes 60] [--seed 0] [--only fit evaluate predict study]
+    python benchmarks/kills.py [--kills 50] [--minutes 60] [--seed 0] [--only fit evaluate …]
 
 Each command works on tiny images in a folder of its own. Its process group gets SIGKILL: half of
 the times anywhere in its duration, half of them within 3 ms of one of its writes, which random
@@ -45,15 +45,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from trainings import small_recipe
-from trees import mask, picture
-
 from patchguard import cli, config, fitting, studying
 from patchguard.evaluating import versions
 from patchguard.evaluation.checks import run as checks
 from patchguard.models.checkpoint import MANIFEST, METRICS, WEIGHTS
 from patchguard.report import leaderboard, render
 from patchguard.training import callbacks
+from trainings import small_recipe
+from trees import mask, picture
 
 LOADED = (fitting, studying, leaderboard, render)
 """Imported here, or every fork would do it."""
@@ -127,11 +126,12 @@ NEEDS_RUN = ("evaluate", "predict")
 
 def prepare(folder: Path) -> None:
     """Normal and defective images, masks, images to inspect, a recipe and a quick suite."""
+    seeds = iter(range(100))
     for part, count in (("train/good", 12), ("test/good", 2), ("test/spot", 2)):
         for number in range(count):
             path = folder / "data" / part / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture("png RGB", (32, 32), number + 20 * len(part)))
+            path.write_bytes(picture("png RGB", (32, 32), next(seeds)))
     for number in range(2):
         path = folder / "data/ground_truth/spot" / f"{number}_mask.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -469,10 +469,8 @@ def run_trials(
                 before = trial.kills
                 trial.kill(rng)
                 if trial.kills // 5 > before // 5:
-                    seconds = time.monotonic() - began
-                    tell(
-                        f"{name}: {trial.kills} kills, {trial.faults.total()} faults, {seconds:.0f} s"
-                    )
+                    took = f"{time.monotonic() - began:.0f} s"
+                    tell(f"{name}: {trial.kills} kills, {trial.faults.total()} faults, {took}")
             trials.append(trial)
     return trials
 
