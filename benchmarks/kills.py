@@ -48,8 +48,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from patchguard import cli, config, fitting, studying
 from patchguard.evaluating import versions
 from patchguard.evaluation.checks import run as checks
+from patchguard.models.checkpoint import MANIFEST, METRICS, WEIGHTS
 from patchguard.report import leaderboard, render
-from patchguard.results.run_folder import MANIFEST, METRICS, WEIGHTS
 from patchguard.training import callbacks
 from trainings import small_recipe
 from trees import mask, picture
@@ -126,11 +126,12 @@ NEEDS_RUN = ("evaluate", "predict")
 
 def prepare(folder: Path) -> None:
     """Normal and defective images, masks, images to inspect, a recipe and a quick suite."""
+    seeds = iter(range(100))
     for part, count in (("train/good", 12), ("test/good", 2), ("test/spot", 2)):
         for number in range(count):
             path = folder / "data" / part / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture("png RGB", (32, 32), number + 20 * len(part)))
+            path.write_bytes(picture("png RGB", (32, 32), next(seeds)))
     for number in range(2):
         path = folder / "data/ground_truth/spot" / f"{number}_mask.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -468,9 +469,8 @@ def run_trials(
                 before = trial.kills
                 trial.kill(rng)
                 if trial.kills // 5 > before // 5:
-                    seconds = time.monotonic() - began
-                    told = f"{trial.kills} kills, {trial.faults.total()} faults"
-                    tell(f"{name}: {told}, {seconds:.0f} s")
+                    took = f"{time.monotonic() - began:.0f} s"
+                    tell(f"{name}: {trial.kills} kills, {trial.faults.total()} faults, {took}")
             trials.append(trial)
     return trials
 

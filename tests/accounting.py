@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from hypothesis import strategies as st
@@ -27,12 +28,19 @@ from PIL import Image
 
 from patchguard import cli
 from patchguard.data import folder as data_folder
-from patchguard.deploy import predict as deployed
 from patchguard.errors import PatchGuardError
 from patchguard.files import csv_cell, printable
 from trees import OUTSIDE, Tree
 
 LOCK = ".lock"
+if importlib.util.find_spec("patchguard.deploy.pipeline"):
+    _LOADING, _LOADER = importlib.import_module("patchguard.deploy.pipeline"), "load_pipeline"
+else:
+    _LOADING, _LOADER = importlib.import_module("patchguard.deploy.predict"), "load_calibrated"
+_LOAD = getattr(_LOADING, _LOADER)
+
+
+Part = TypeVar("Part")
 
 
 class Fault(NamedTuple):
@@ -143,6 +151,10 @@ _READ = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 _READABLE = {".webp", ".jp2", ".ppm", ".pgm", ".pbm", ".gif"}
 
 
+_FILES = "a file of another type"
+_FILES_OR_IMAGES = "a file of another type|an image( in a linked folder)?$"
+
+
 def _category(end: Path, linked: bool) -> str:
     suffix = end.suffix.lower()
     if _is_dangling(end):
@@ -197,7 +209,7 @@ def command(what: str, function: Callable[..., None], **arguments: Any) -> Done:
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(record=True) as caught,
         mock.patch.object(cli, "_run", called),
-        mock.patch.object(deployed, "load_calibrated", _load_calibrated),
+        mock.patch.object(_LOADING, _LOADER, _loaded),
     ):
         warnings.simplefilter("always")
         try:
@@ -214,13 +226,10 @@ def command(what: str, function: Callable[..., None], **arguments: Any) -> Done:
     return Done(status, told[0], told[1], tuple(faults))
 
 
-_load = deployed.load_calibrated
-
-
 @cache
-def _load_calibrated(run: Path) -> Any:
+def _loaded(*arguments: Any) -> Any:
     """A detector loaded once: loading takes longer than to inspect a few images."""
-    return _load(run)
+    return _LOAD(*arguments)
 
 
 def escaped(what: str, error: BaseException) -> Fault:
@@ -251,6 +260,18 @@ def is_named(path: Path, root: Path, told: str) -> bool:
     return any(
         re.search(rf"(?<![\w/]){re.escape(name)}(?!\w|/)", told) for name in _shown(path, root)
     )
+
+
+def unnamed(found: list[Found], root: Path, told: str, counted: str) -> list[Found]:
+    """Those that an output does not name; a list of files may end in "and 7 more".
+
+    Args:
+        counted: categories, as a pattern, that need not be named each.
+    """
+    left = [each for each in found if not any(is_named(path, root, told) for path in each.paths)]
+    more = sum(int(number) for number in re.findall(r"and (\d+) more", told))
+    others = [each for each in left if re.match(counted, each.category)]
+    return [each for each in left if each not in others] if len(others) <= more else left
 
 
 def lines(what: str, done: Done, root: Path) -> Iterator[Fault]:
@@ -297,7 +318,10 @@ def predict_faults(
         yield Fault("predict: a row of no file", f"{unknown} of {len(table)}")
     for each in found:
         yield from _account(each, rows, done, root)
-    yield from _pictures(out, len(table))
+    without_row = [each for each in found if not any(path in rows for path in each.paths)]
+    for each in unnamed(without_row, root, done.told, _FILES):
+        yield Fault(f"predict: {each.category} has no row and no line", _told(each, root))
+    yield from _pictures(out)
     if again is not None:
         yield from _second(run, again, out, root)
 
@@ -306,10 +330,9 @@ def _refusal(done: Done, found: list[Found], root: Path, out: Path) -> Iterator[
     if done.status != 1:
         yield Fault("predict: nothing written, exit status 0", done.told)
     outside = root not in (out, *out.parents)
-    if outside and any(each.category == "an image" for each in found):
-        unnamed = [e for e in found if not any(is_named(p, root, done.told) for p in e.paths)]
-        if unnamed:
-            yield Fault("predict: a folder with images is refused", done.told)
+    images = any(each.category == "an image" for each in found)
+    if outside and images and unnamed(found, root, done.told, _FILES):
+        yield Fault("predict: a folder with images is refused", done.told)
 
 
 def _table(out: Path) -> tuple[list[str], list[Fault]]:
@@ -361,10 +384,7 @@ def _rows_by_path(table: list[str], found: list[Found], root: Path) -> dict[Path
 def _account(each: Found, rows: Mapping[Path, int], done: Done, root: Path) -> Iterator[Fault]:
     count = max(rows.get(path, 0) for path in each.paths)
     named = any(is_named(path, root, done.err) for path in each.paths)
-    named = named or (not count and any(is_named(p, root, done.out) for p in each.paths))
-    told = repr(str(each.paths[0].relative_to(root)))
-    if not count and not named:
-        yield Fault(f"predict: {each.category} has no row and no line", told)
+    told = _told(each, root)
     if not count and each.category == "an image" and done.status == 0:
         yield Fault("predict: an image without a row, exit status 0", told)
     if count > 1 and count != pages(each.paths[0]):
@@ -373,7 +393,14 @@ def _account(each: Found, rows: Mapping[Path, int], done: Done, root: Path) -> I
         yield Fault("predict: pages of a TIFF have no row and no line", told)
 
 
-def _pictures(out: Path, rows: int) -> Iterator[Fault]:
+def _told(each: Found, root: Path) -> str:
+    return repr(str(each.paths[0].relative_to(root)))
+
+
+def _pictures(out: Path) -> Iterator[Fault]:
+    """As many overlays as rows without an error."""
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = sum(not row.get("error") for row in csv.DictReader(file))
     overlays = sum(path.suffix == ".png" for path in (out / "overlays").rglob("*"))
     if out.name == "out" and overlays != rows:
         kind = "fewer" if overlays < rows else "more"
@@ -385,12 +412,10 @@ def _second(run: Path, images: Path, out: Path, root: Path) -> Iterator[Fault]:
     done = command("predict", cli.predict, run=str(run), images=str(images), out=str(out))
     yield from done.faults
     if done.status == 0:
-        rows = len(_table(out)[0])
         yield from (
-            Fault(f"{fault.kind} after a second predict", fault.detail)
-            for fault in _pictures(out, rows)
+            Fault(f"{fault.kind} after a second predict", fault.detail) for fault in _pictures(out)
         )
-    elif {path: before.get(path) for path in before} != snapshot(out):
+    elif not before.items() <= snapshot(out).items():
         yield Fault("predict: a refused second predict changes files", done.err)
 
 
@@ -418,13 +443,15 @@ def scan_faults(root: Path) -> Iterator[Fault]:
         yield from (Fault(f"{name}: a raw {w.category.__name__}", str(w.message)) for w in caught)
         if (root / "test").is_dir() and not scanned.test:
             yield Fault(f"{name}: a test folder without images is no error", "")
-        met = set(_paths(scanned))
+        met = set(_parts(scanned, Path))
         met |= _masks_of(met - {sample.path for sample in (*scanned.train, *scanned.test)}, root)
-        for each in found:
-            inside = any(part in path.parents for path in each.paths for part in below)
-            if inside and met.isdisjoint(each.paths):
-                told = repr(str(each.paths[0].relative_to(root)))
-                yield Fault(f"{name}: {each.category} is neither used nor listed", told)
+        inside = [
+            each
+            for each in found
+            if any(part in path.parents for path in each.paths for part in below)
+        ]
+        for each in _passed_over(inside, met, root, "\n".join(_parts(scanned, str))):
+            yield Fault(f"{name}: {each.category} is neither used nor listed", _told(each, root))
 
 
 def _masks_of(left_out: set[Path], root: Path) -> set[Path]:
@@ -442,18 +469,35 @@ def _one_line(name: str, error: PatchGuardError, root: Path) -> Iterator[Fault]:
         yield Fault(f"{name}: an error that names neither file nor folder", message)
 
 
-def _paths(content: Any) -> Iterator[Path]:
-    """Every path that a result names, whatever its fields are called."""
-    if isinstance(content, Path):
+def _passed_over(found: list[Found], met: set[Path], root: Path, told: str) -> list[Found]:
+    """What is neither used nor spoken of, except what is documented not to be read.
+
+    Of training images that are the same one is used, where it is said that others were left out.
+    """
+    used = {path.read_bytes() for path in met if path.is_file()} if "copies" in told else set()
+    masks_of_normals = root / "ground_truth" / "good"
+    left = [
+        each
+        for each in found
+        if met.isdisjoint(each.paths)
+        and masks_of_normals not in each.paths[0].parents
+        and not (each.paths[0].is_file() and each.paths[0].read_bytes() in used)
+    ]
+    return unnamed(left, root, told, _FILES_OR_IMAGES)
+
+
+def _parts(content: Any, kind: type[Part]) -> Iterator[Part]:
+    """Every path, or every text, in a result, whatever its fields are called."""
+    if isinstance(content, kind):
         yield content
     elif is_dataclass(content):
         for each in fields(content):
-            yield from _paths(getattr(content, each.name))
+            yield from _parts(getattr(content, each.name), kind)
     elif isinstance(content, list | tuple | set | frozenset):
         for part in content:
-            yield from _paths(part)
+            yield from _parts(part, kind)
     elif isinstance(content, dict):
-        yield from _paths([*content.keys(), *content.values()])
+        yield from _parts([*content.keys(), *content.values()], kind)
 
 
 def anomalies_faults(root: Path, out: Path, recipe: Any) -> Iterator[Fault]:
@@ -467,12 +511,11 @@ def anomalies_faults(root: Path, out: Path, recipe: Any) -> Iterator[Fault]:
         return
     if not out.exists():
         yield Fault("anomalies: nothing written, exit status 0", done.told)
-    used = set(_paths([*(folder := data_folder.scan(root)).train, *folder.test]))
-    for each in found:
-        named = any(is_named(path, root, done.told) for path in each.paths)
-        if not named and used.isdisjoint(each.paths):
-            told = repr(str(each.paths[0].relative_to(root)))
-            yield Fault(f"anomalies: {each.category} is neither used nor named", told)
+    scanned = data_folder.scan(root)
+    used = {sample.path for sample in (*scanned.train, *scanned.test)}
+    used |= _masks_of(used, root)
+    for each in _passed_over(found, used, root, done.told):
+        yield Fault(f"anomalies: {each.category} is neither used nor named", _told(each, root))
 
 
 # All of it.
