@@ -48,8 +48,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from patchguard import cli, config, fitting, studying
 from patchguard.evaluating import versions
 from patchguard.evaluation.checks import run as checks
-from patchguard.models.checkpoint import MANIFEST, METRICS, WEIGHTS
 from patchguard.report import leaderboard, render
+from patchguard.results.run_folder import MANIFEST, METRICS, WEIGHTS
 from patchguard.training import callbacks
 from trainings import small_recipe
 from trees import mask, picture

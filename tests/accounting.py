@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -28,16 +27,13 @@ from PIL import Image
 
 from patchguard import cli
 from patchguard.data import folder as data_folder
+from patchguard.deploy import pipeline
 from patchguard.errors import PatchGuardError
 from patchguard.files import csv_cell, printable
 from trees import OUTSIDE, Tree
 
 LOCK = ".lock"
-if importlib.util.find_spec("patchguard.deploy.pipeline"):
-    _LOADING, _LOADER = importlib.import_module("patchguard.deploy.pipeline"), "load_pipeline"
-else:
-    _LOADING, _LOADER = importlib.import_module("patchguard.deploy.predict"), "load_calibrated"
-_LOAD = getattr(_LOADING, _LOADER)
+_LOAD = pipeline.load_pipeline
 
 
 Part = TypeVar("Part")
@@ -209,7 +205,7 @@ def command(what: str, function: Callable[..., None], **arguments: Any) -> Done:
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(record=True) as caught,
         mock.patch.object(cli, "_run", called),
-        mock.patch.object(_LOADING, _LOADER, _loaded),
+        mock.patch.object(pipeline, "load_pipeline", _loaded),
     ):
         warnings.simplefilter("always")
         try:
