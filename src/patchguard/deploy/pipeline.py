@@ -15,6 +15,7 @@ from patchguard.deploy.calibration import Calibration
 from patchguard.detector import Detector, device_of
 from patchguard.models.checkpoint import load_unverified, verified_model
 from patchguard.results.run_folder import CALIBRATION, verify
+from patchguard.runtime import full_precision
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Pipeline:
     def __call__(self, images: Sequence[Pixels]) -> list[Judgement]:
         """Judge a batch of images of any sizes."""
         batch = torch.stack([self.preprocessor(image) for image in images])
-        detection = self.detector(batch.to(device_of(self.detector)))
+        with full_precision():
+            detection = self.detector(batch.to(device_of(self.detector)))
         scores = detection.score.double().cpu().numpy()
         maps = detection.anomaly_map.float().cpu().numpy()
         return [

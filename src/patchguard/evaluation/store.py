@@ -24,6 +24,8 @@ DECIDING = (
     "attacks",
     "config.py",
     "data/images.py",
+    "data/preprocess.py",
+    "data/samples.py",
     "detector.py",
     "evaluation/campaign.py",
     "evaluation/protocol.py",
