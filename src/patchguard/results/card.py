@@ -30,7 +30,6 @@ from patchguard.results.schema import (
     Document,
     Finite,
     Flag,
-    Images,
     Measured,
     MinimalRadii,
     Record,
@@ -75,11 +74,13 @@ class CardDetector(Record):
     sha256: Sha256
 
 
-class CardData(Images):
-    """The test images: how many there are, the name of their folder, and their ``sha256``."""
+class CardData(Record):
+    """The test images: the name of their folder, their ``sha256``, and how many there are."""
 
     name: Word
     sha256: Sha256
+    normal: Count
+    anomalous: Count
 
 
 class CardThreat(Record):
