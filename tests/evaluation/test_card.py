@@ -133,10 +133,11 @@ def test_a_failed_check_makes_it_unreliable_whatever_the_flag_says() -> None:
     content = {**metrics(0.4, checks=[*CHECKS, FAILED]), "unreliable": False}
     card = card_of(content)
     assert card["unreliable"]
-    assert headline(card).startswith("UNRELIABLE: S14 fails | image AUROC 0.971 clean, 0.400")
+    alarm = "UNRELIABLE: S14 (unbounded attack) fails | "
+    assert headline(card).startswith(f"{alarm}image AUROC 0.971 clean, 0.400")
     assert headline(card).endswith("1 of 3 checks passed, 1 warned")
     both = card_of(metrics(0.4, checks=[FAILED, {**FAILED, "id": "S2"}]))
-    assert headline(both).startswith("UNRELIABLE: S14, S2 fail | ")
+    assert headline(both).startswith("UNRELIABLE: S14 (unbounded attack), S2 (unbounded attack) fail")
 
 
 def test_an_evaluation_without_extras_gives_a_card() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from patchguard.config import FitConfig, from_plain
 from patchguard.errors import PatchGuardError
@@ -85,7 +85,7 @@ def load_unverified(folder: Path) -> PatchGuard:
     recipe = read_config(folder)[0].recipe
     model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        model.load_state_dict(load((folder / WEIGHTS).read_bytes()))
     except FileNotFoundError as error:
         raise PatchGuardError(f"{folder / WEIGHTS} is missing; restore it or fit again") from error
     except (SafetensorError, RuntimeError) as error:
