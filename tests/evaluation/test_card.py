@@ -137,7 +137,8 @@ def test_a_failed_check_makes_it_unreliable_whatever_the_flag_says() -> None:
     assert headline(card).startswith(f"{alarm}image AUROC 0.971 clean, 0.400")
     assert headline(card).endswith("1 of 3 checks passed, 1 warned")
     both = card_of(metrics(0.4, checks=[FAILED, {**FAILED, "id": "S2"}]))
-    assert headline(both).startswith("UNRELIABLE: S14 (unbounded attack), S2 (unbounded attack) fail")
+    alarm = "UNRELIABLE: S14 (unbounded attack), S2 (unbounded attack) fail | "
+    assert headline(both).startswith(alarm)
 
 
 def test_an_evaluation_without_extras_gives_a_card() -> None:
