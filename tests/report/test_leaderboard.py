@@ -138,7 +138,7 @@ def test_unreliable_entries_come_last_without_a_rank_and_name_the_check(tmp_path
     flattered = write(tmp_path, "flattered", 0.99, failed=True)
     page = rendered(flattered, write(tmp_path, "honest", 0.1))
     assert ranks(page, SCREW) == [("1", "honest"), ("–", "flattered")]
-    assert "unreliable: S14 unbounded attack" in cells(page, SCREW, 1)["detector"]
+    assert "unreliable: S14 (unbounded attack)" in cells(page, SCREW, 1)["detector"]
     assert page.count('class="unreliable"') == 1
 
 

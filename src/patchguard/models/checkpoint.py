@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
@@ -51,7 +51,7 @@ def load_unverified(folder: Path, model: ModelFile | None = None) -> PatchGuard:
     model = model or read_model(folder)
     detector = PatchGuard(model.config, model.preprocessing.image_size)
     try:
-        detector.load_state_dict(load_file(folder / WEIGHTS))
+        detector.load_state_dict(load((folder / WEIGHTS).read_bytes()))
     except FileNotFoundError as error:
         raise PatchGuardError(f"{folder / WEIGHTS} is missing; restore it or fit again") from error
     except (SafetensorError, RuntimeError) as error:
