@@ -23,6 +23,7 @@ there is any fault.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -154,6 +155,9 @@ def execute(words: tuple[str, ...], folder: Path, moment: Moment | None = None) 
     child = os.fork()
     if child == 0:
         _be_command(words, folder, log, writer)
+    # Here and there: whichever of the two comes first.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.setpgid(child, child)
     os.close(writer)
     writes, killed = 0, False
     try:
@@ -188,7 +192,8 @@ def _wait(reader: int, child: int, began: float, moment: Moment | None) -> tuple
         if moment and moment.writes and writes == moment.writes:
             time.sleep(moment.seconds)
             break
-    os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     return writes, True
 
 
