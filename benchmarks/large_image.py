@@ -2,9 +2,9 @@
 
     python benchmarks/large_image.py RUN [--width 12000] [--height 8000]
 
-The image is drawn at random, coarsely, so that it is a PNG of moderate size. Prints the protocol, the
-peak of the resident memory of a process that has loaded everything and predicted a small image, that of
-one that has predicted the large image too, and the seconds that takes.
+The image is drawn at random, coarsely, so that its PNG is of moderate size. Prints the protocol and,
+for a small image and the large one, the peak of the resident memory of a process that loads the
+detector and predicts that image, and how long the prediction takes.
 """
 
 from __future__ import annotations
