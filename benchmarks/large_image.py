@@ -2,9 +2,9 @@
 
     python benchmarks/large_image.py RUN [--width 12000] [--height 8000]
 
-The image is drawn at random, coarsely, so that its PNG is of moderate size. Prints the protocol and,
-for a small image and the large one, the peak of the resident memory of a process that loads the
-detector and predicts that image, and how long the prediction takes.
+The image is drawn at random, coarsely, so that its PNG is of moderate size. For a small image and
+the large one, it prints the peak of the resident memory of a process that loads the detector and
+predicts that image, and how long the prediction takes.
 """
 
 from __future__ import annotations

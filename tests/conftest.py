@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 import patchguard
 import trainings
 from patchguard.config import EvaluationConfig, Recipe
-from patchguard.models.checkpoint import save_detector
 from patchguard.models.patchguard import PatchGuard
 from patchguard.results.run_folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, read_config, seal
 
@@ -105,7 +105,8 @@ def run_of_format_1(tmp_path: Path) -> Path:
     for folder in (run, run / "twin"):
         recipe = read_config(folder)[0].recipe
         torch.manual_seed(0)
-        save_detector(PatchGuard(recipe.model, recipe.data.image_size), folder)
+        detector = PatchGuard(recipe.model, recipe.data.image_size)
+        save_file(detector.state_dict(), folder / WEIGHTS)
         seal(folder, CONFIG, WEIGHTS, CALIBRATION, METRICS)
     return run
 

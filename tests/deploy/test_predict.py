@@ -95,7 +95,7 @@ def test_a_stopped_prediction_goes_on_from_what_is_done(
     assert len(json.loads((out / "scores.json").read_text())) == len(rows(out)) == 4
     # A kill in the middle of a line.
     with (out / "predictions.jsonl").open("a") as journal:
-        journal.write('{"row": {"image"')
+        journal.write('\n{"row": {"image"')
     before = {path: path.stat().st_mtime_ns for path in (out / "overlays").rglob("*.png")}
     drawn = []
     overlay = predict.overlay

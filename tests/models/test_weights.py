@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from patchguard.config import DataConfig, FitConfig, ModelConfig, Recipe
+from patchguard.config import ModelConfig
 from patchguard.errors import PatchGuardError
 from patchguard.models.checkpoint import load_detector, save_detector
 from patchguard.models.patchguard import PatchGuard
 from patchguard.models.vit import create_backbone, normalisation, patch_tokens
-from patchguard.results.run_folder import CONFIG, WEIGHTS, seal, write_config
+from patchguard.results.run_folder import MODEL, WEIGHTS, seal
 
 CONVSTEM = "vit_small_convstem"
 MEAN, STD = (0.48495, 0.456, 0.40599), (0.229, 0.224, 0.225)
@@ -27,10 +27,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("run")
     config = ModelConfig(hidden=64)
-    recipe = Recipe(data=DataConfig(image_size=32), model=config)
-    write_config(folder, FitConfig(data="disc", recipe=recipe), {})
     save_detector(PatchGuard(config, 32), folder)
-    seal(folder, CONFIG, WEIGHTS)
+    seal(folder, MODEL, WEIGHTS)
     return folder
 
 
@@ -57,11 +55,9 @@ def test_a_run_of_another_size_gives_its_position_codes_bicubically(
 ) -> None:
     patch = 14 if "patch14" in backbone else 16
     config = ModelConfig(backbone=backbone, hidden=64)
-    recipe = Recipe(data=DataConfig(image_size=2 * patch), model=config)
     source = PatchGuard(config, 2 * patch)
-    write_config(tmp_path, FitConfig(data="disc", recipe=recipe), {})
     save_detector(source, tmp_path)
-    seal(tmp_path, CONFIG, WEIGHTS)
+    seal(tmp_path, MODEL, WEIGHTS)
     model = PatchGuard(starting_from(tmp_path, backbone=backbone), 4 * patch)
     for codes, coarse in (
         (model.backbone.pos_embed, source.backbone.pos_embed),
@@ -96,7 +92,7 @@ def test_a_damaged_or_unfinished_run_is_refused(run: Path, tmp_path: Path) -> No
         (tmp_path / name).write_bytes((run / name).read_bytes())
     with pytest.raises(PatchGuardError, match="is unfinished"):
         PatchGuard(starting_from(tmp_path), 32)
-    seal(tmp_path, CONFIG, WEIGHTS)
+    seal(tmp_path, MODEL, WEIGHTS)
     (tmp_path / WEIGHTS).write_bytes((run / WEIGHTS).read_bytes()[:-4])
     with pytest.raises(PatchGuardError, match="truncated or altered"):
         PatchGuard(starting_from(tmp_path), 32)

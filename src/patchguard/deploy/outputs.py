@@ -67,6 +67,7 @@ class PredictionFolder:
         self._purpose = {"format": 1, **purpose}
         self._made: dict[str, str] = {}
         self._done: dict[str, Prediction] = {}
+        self._former: frozenset[str] = frozenset()
         self._stack = ExitStack()
 
     def open(self, *, overwrite: bool) -> tuple[Path, ...]:
@@ -109,10 +110,12 @@ class PredictionFolder:
         self._stack.close()
 
     def holds(self, path: Path) -> bool:
-        """The file is one that was made here."""
+        """The file is one that was made here, or was before it was overwritten."""
         below = absolute(path)
         root = absolute(self.folder)
-        return below.is_relative_to(root) and below.relative_to(root).as_posix() in self._made
+        return below.is_relative_to(root) and below.relative_to(root).as_posix() in (
+            self._made.keys() | self._former
+        )
 
     def done(self, source: ImageSource) -> Prediction | None:
         """The row of an image that was finished before and has not changed since."""
@@ -204,8 +207,9 @@ class PredictionFolder:
 
     def _remove_former(self, lines: list[dict[str, Any]]) -> tuple[Path, ...]:
         """Remove what the journal names, but for what was changed since."""
-        changed = []
-        for name, digest in _files(lines).items():
+        changed, files = [], _files(lines)
+        self._former = frozenset(files)
+        for name, digest in files.items():
             path = self.folder / name
             if path.exists():
                 if _digest(path) == digest:
