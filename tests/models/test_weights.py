@@ -88,7 +88,7 @@ def test_a_run_of_another_network_is_refused(
 def test_a_damaged_or_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PatchGuardError, match="is not a run folder"):
         PatchGuard(starting_from(tmp_path), 32)
-    for name in (CONFIG, WEIGHTS):
+    for name in (MODEL, WEIGHTS):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     with pytest.raises(PatchGuardError, match="is unfinished"):
         PatchGuard(starting_from(tmp_path), 32)
