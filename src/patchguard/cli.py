@@ -323,6 +323,8 @@ def _in_terms_of_files(error: OSError) -> str:
         return f"{error.filename} is a folder where a file has to be; give another path"
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if error.strerror:
+        return f"standard output or a temporary file: {error.strerror}"
     return str(error)
 
 
