@@ -25,7 +25,8 @@ import scipy
 from numpy.typing import NDArray
 
 from patchguard.anomalies import distortions, paste
-from patchguard.anomalies.noise import FloatArray, perlin
+from patchguard.anomalies.noise import perlin
+from patchguard.arrays import FloatArray
 from patchguard.config import AnomalyConfig
 
 ROUNDS = 3

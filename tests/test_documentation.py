@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from patchguard.config import load_recipe
-from patchguard.report.study import MARK
+from patchguard.report.study import STUDY_MARK
 from patchguard.shipped import measured_with, recipe_settings, settings_digest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(page for page in DOCS.rglob("*.md") if page.read_text("utf-8").startswith(MARK))
+PAGES = sorted(
+    page for page in DOCS.rglob("*.md") if page.read_text("utf-8").startswith(STUDY_MARK)
+)
 OTHER_FORM = re.compile(
     r"`(?P<name>[\w-]+)` in another form than shipped "
     r"\(settings (?P<own>\w+), shipped: (?P<shipped>\w+)\): (?P<differing>.+)\."

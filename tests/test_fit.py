@@ -428,7 +428,7 @@ def test_the_picture_of_anomalies_is_of_what_is_trained_on(
         tell=lambda line: None,
     )
     assert material.summary in capsys.readouterr().out
-    fitting.write_anomalies(material, tmp_path / "again.png", 0)
+    fitting.write_training_gallery(material, tmp_path / "again.png", 0)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 

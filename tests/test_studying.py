@@ -74,11 +74,13 @@ def row(table: Table, *first: str) -> dict[str, str]:
 
 def test_the_page_says_whether_it_measured_what_is_shipped(tmp_path: Path) -> None:
     shipped = made(tmp_path, "a", "fast", 0, 0.5)
-    assert "- Measured with: `fast` as shipped" in report.page([shipped], [], "patchguard study a")
+    assert "- Measured with: `fast` as shipped" in report.study_page(
+        [shipped], [], "patchguard study a"
+    )
     settings = shipped.settings
     recipe = replace(settings.recipe, training=replace(settings.recipe.training, steps=100))
     shorter = replace(shipped, settings=replace(settings, recipe=recipe))
-    page = report.page([shorter], [], "patchguard study a")
+    page = report.study_page([shorter], [], "patchguard study a")
     assert "training.steps 100 (shipped: 6000)" in page
 
 
@@ -127,9 +129,9 @@ def test_differences_are_paired_by_data_and_seed(tmp_path: Path) -> None:
 def test_runs_that_overfitted_and_switched_are_told(tmp_path: Path) -> None:
     kept, switched = (made(tmp_path, "a", "fast", seed, 0.5) for seed in (0, 1))
     switched = replace(switched, provenance={**switched.provenance, "switched_to_pgd2_at_step": 7})
-    page = report.page([kept, switched], [], "patchguard study a")
+    page = report.study_page([kept, switched], [], "patchguard study a")
     assert "switched to PGD-2: a with seed 1 at step 7." in page
-    assert "PGD-2" not in report.page([kept], [], "patchguard study a")
+    assert "PGD-2" not in report.study_page([kept], [], "patchguard study a")
 
 
 def test_data_without_masks_are_not_in_the_table_of_pixels(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_self_tests_are_marked_and_have_a_mean_of_their_own(tmp_path: Path) -> N
     other = made(tmp_path, "a", "slow", 0, 0.6, test_set=self_test, test_sha256="1" * 64)
     assert not report.different_self_tests(runs)
     assert report.different_self_tests([*runs, other])
-    assert "differences of the test" in report.page([*runs, other], [], "patchguard study")
+    assert "differences of the test" in report.study_page([*runs, other], [], "patchguard study")
 
 
 def test_kinds_of_defects_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
@@ -174,8 +176,8 @@ def test_kinds_of_defects_are_told_apart_where_there_are_several(tmp_path: Path)
     dent = row(table, "a", "dent", "fast")
     assert dent["4/255"] == f"{fmean([0.875, 0.5]):.3f} ± {stdev([0.875, 0.5]):.3f}"
     assert dent["clean"] == row(table, "a", "burr", "fast")["4/255"] == "1.000 ± 0.000"
-    assert report.markdown(table) in report.page(runs, [], "patchguard study")
-    assert "by kind of defect" not in report.page(runs[:1], [], "patchguard study")
+    assert report.markdown(table) in report.study_page(runs, [], "patchguard study")
+    assert "by kind of defect" not in report.study_page(runs[:1], [], "patchguard study")
 
 
 def test_failed_checks_are_counted_and_named_and_the_row_is_marked(tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_failed_checks_are_counted_and_named_and_the_row_is_marked(tmp_path: Pat
 
 def test_every_single_value_is_on_the_page(tmp_path: Path) -> None:
     runs = [made(tmp_path, "a", "fast", seed, 0.5 + seed / 7) for seed in range(3)]
-    page = report.page(
+    page = report.study_page(
         runs, [report.Failure("out/a/slow/seed-0", "no | such")], "patchguard study a"
     )
     for seed in range(3):

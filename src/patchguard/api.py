@@ -113,7 +113,7 @@ def _fit(folder: Path, settings: FitConfig, material: Material, data: str) -> No
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
     outputs.claim(folder, outputs.RUN)
-    fitting.write_anomalies(material, folder / "anomalies.png", settings.seed)
+    fitting.write_training_gallery(material, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
         runs[folder / evaluating.TWIN] = fitting.undefended(settings)
@@ -182,7 +182,7 @@ def evaluate(
     from patchguard import evaluating, outputs
     from patchguard.data.folder import require_labelled, scan_test
     from patchguard.evaluation.protocol import suite_of
-    from patchguard.integrations.load import load_detector
+    from patchguard.integrations.load import detector_named
     from patchguard.results.run_folder import METRICS, is_run
     from patchguard.training.material import tell_of
 
@@ -190,7 +190,7 @@ def evaluate(
     if seed < 0:
         raise PatchGuardError(f"seed is {seed}; it must be 0 or more")
     suite_of(config)
-    found = load_detector(str(detector), trust=trust)
+    found = detector_named(str(detector), trust=trust)
     tree = scan_test(Path(data), strict=strict, full_scale=found.full_scale)
     tell_of(tree, _tell)
     require_labelled(tree)
@@ -388,14 +388,14 @@ def write_anomalies(
             to do.
     """
     from patchguard import fitting
-    from patchguard.anomalies.gallery import MARK
+    from patchguard.anomalies.gallery import GALLERY_MARK
     from patchguard.outputs import check_file
 
-    check_file(Path(out), "--out", (MARK,))
+    check_file(Path(out), "--out", (GALLERY_MARK,))
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
     material = fitting.prepared(Path(data), settings, _tell)
     _tell(material.summary)
-    fitting.write_anomalies(material, Path(out), seed)
+    fitting.write_training_gallery(material, Path(out), seed)
     return Path(out)
 
 
@@ -498,7 +498,7 @@ def _carry_out(runs: Sequence[Planned], path: Path, command: str) -> list[Failur
     failures = studying.carry_out(runs, _fit_planned, _tell)
     found = studying.read_all(runs)
     if found:
-        write_whole(path, report.page(found, failures, command))
+        write_whole(path, report.study_page(found, failures, command))
         for line in (*report.summary(found).splitlines(), "", f"results: {path}"):
             _tell(line)
     return failures

@@ -147,7 +147,7 @@ def check_same_changes(folder: Path, material: Material) -> None:
         )
 
 
-def write_anomalies(material: Material, path: Path, seed: int) -> None:
+def write_training_gallery(material: Material, path: Path, seed: int) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
     picture = gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8)

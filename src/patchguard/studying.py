@@ -19,7 +19,7 @@ from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluating import CARD, REPORT, TWIN
 from patchguard.evaluation.protocol import suite_of
 from patchguard.files import printable
-from patchguard.report.study import MARK, Failure, StudyRun
+from patchguard.report.study import STUDY_MARK, Failure, StudyRun
 from patchguard.results.card import Card
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import (
@@ -147,7 +147,7 @@ def check_page(page: Path) -> None:
     """
     if page.is_dir():
         raise PatchGuardError(f"--page {page} is a folder; name a file")
-    if page.exists() and not page.read_bytes().startswith(MARK.encode()):
+    if page.exists() and not page.read_bytes().startswith(STUDY_MARK.encode()):
         raise PatchGuardError(
             f"--page {page} is not a page of patchguard study; move it away or choose another name"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import ForegroundConfig, ForegroundMethod
 from patchguard.data.foreground import (
     chosen_method,
@@ -20,14 +21,7 @@ from patchguard.data.foreground import (
     resolve_method,
 )
 from patchguard.data.foreground.saliency import mass_threshold
-from patchguard.data.images import (
-    BoolArray,
-    FloatArray,
-    ImageSource,
-    read_image,
-    read_mask,
-    write_png,
-)
+from patchguard.data.images import ImageSource, read_image, read_mask, write_png
 from patchguard.data.synthetic import benchmark
 from patchguard.errors import PatchGuardError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from patchguard.detector import Detection, Detector
 from patchguard.evaluation.canaries import Constant, Linear, specimens, weights
 from patchguard.evaluation.checks import CHECKS, QUICK, Check, CheckContext, run_checks
-from patchguard.evaluation.checks.results import eight_bit
+from patchguard.evaluation.checks.results import eight_bit_check
 from patchguard.evaluation.outcome import Attacked, Scored, Worst
 
 WEIGHT = weights()
@@ -115,7 +115,7 @@ def test_8_bit_images_stay_in_the_ball_of_8_bit_images() -> None:
     attacked = (clean + 2.5 / 255 * torch.randn(clean.shape, generator=generator).sign()).clamp(
         0, 1
     )
-    stored = eight_bit(attacked, clean, 2.5 / 255)
+    stored = eight_bit_check(attacked, clean, 2.5 / 255)
     torch.testing.assert_close(255 * stored, (255 * stored).round(), atol=1e-4, rtol=0)
     assert (stored - clean).abs().max() <= 2.5 / 255
     assert (stored - attacked).abs().max() <= 0.51 / 255

@@ -8,7 +8,7 @@ import torch
 import patchguard
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
-from patchguard.integrations.load import load_detector
+from patchguard.integrations.load import detector_named
 
 FACTORIES = """
 import torch
@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_run_folder(run: Path) -> None:
-    loaded = load_detector(str(run))
+    loaded = detector_named(str(run))
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(loaded.detector(images).score, patchguard.load(run)(images).score)
     assert (loaded.kind, loaded.name, loaded.image_size) == ("patchguard", run.name, 32)
@@ -68,7 +68,7 @@ def test_a_run_folder(run: Path) -> None:
 
 
 def test_a_detector_of_the_user_whose_file_imports_its_neighbour(file: Path) -> None:
-    loaded = load_detector(f"{file}:Brightness")
+    loaded = detector_named(f"{file}:Brightness")
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.detector(images).score, 2 * images.mean((1, 2, 3)))
     name = f"{file.stem}-Brightness"
@@ -78,7 +78,7 @@ def test_a_detector_of_the_user_whose_file_imports_its_neighbour(file: Path) -> 
 
 
 def test_a_callable_of_the_user(file: Path) -> None:
-    loaded = load_detector(f"{file}:function")
+    loaded = detector_named(f"{file}:function")
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(loaded.detector(images).score, images.mean((1, 2, 3)))
     with pytest.raises(PatchGuardError, match="detector of 16 px"):
@@ -86,12 +86,12 @@ def test_a_callable_of_the_user(file: Path) -> None:
 
 
 def test_the_digest_of_the_users_detector_covers_code_and_weights(file: Path) -> None:
-    first = load_detector(f"{file}:Brightness").sha256
-    assert load_detector(f"{file}:Brightness").sha256 == first
+    first = detector_named(f"{file}:Brightness").sha256
+    assert detector_named(f"{file}:Brightness").sha256 == first
     file.write_text(FACTORIES.replace("torch.tensor(SCALE)", "torch.tensor(SCALE * 2)"))
-    second = load_detector(f"{file}:Brightness").sha256
+    second = detector_named(f"{file}:Brightness").sha256
     file.write_text(FACTORIES + "\n# changed\n")
-    assert len({first, second, load_detector(f"{file}:Brightness").sha256}) == 3
+    assert len({first, second, detector_named(f"{file}:Brightness").sha256}) == 3
 
 
 def test_an_anomalib_checkpoint(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_anomalib_checkpoint(tmp_path: Path) -> None:
     trainer.strategy.connect(module)
     path = tmp_path / "model.ckpt"
     trainer.save_checkpoint(path)
-    loaded = load_detector(str(path))
+    loaded = detector_named(str(path))
     assert (loaded.kind, loaded.name, loaded.image_size) == ("anomalib", "Padim", 256)
     assert loaded.threshold is None
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_a_users_function_is_said_in_one_line(
     file: Path, function: str, complaint: str
 ) -> None:
     with pytest.raises(PatchGuardError, match=complaint) as error:
-        load_detector(f"{file}:{function}")
+        detector_named(f"{file}:{function}")
     assert "\n" not in str(error.value)
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_does_not_compile_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def detector(:\n")
     with pytest.raises(PatchGuardError, match="SyntaxError"):
-        load_detector(f"{path}:detector")
+        detector_named(f"{path}:detector")
 
 
 def test_other_specs_are_refused_with_the_forms_there_are(tmp_path: Path, file: Path) -> None:
@@ -147,5 +147,5 @@ def test_other_specs_are_refused_with_the_forms_there_are(tmp_path: Path, file: 
         (str(tmp_path), "not a run folder"),
     ):
         with pytest.raises(PatchGuardError, match=complaint) as error:
-            load_detector(spec)
+            detector_named(spec)
         assert "\n" not in str(error.value)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from patchguard.anomalies.noise import FloatArray, perlin
+from patchguard.anomalies.noise import perlin
+from patchguard.arrays import FloatArray
 
 Distortion = Callable[[FloatArray, np.random.Generator], FloatArray]
 

@@ -12,14 +12,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from patchguard.anomalies.noise import FloatArray
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
+from patchguard.arrays import FloatArray
 from patchguard.config import DataConfig
-from patchguard.data.variation import changed
+from patchguard.data.variation import varied
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
 
-MARK = b"Software\0PatchGuard"
+GALLERY_MARK = b"Software\0PatchGuard"
 """What every file of a gallery says near its start."""
 
 _GREEN = (0.1, 0.8, 0.3)
@@ -59,7 +59,7 @@ def gallery(
         row = [image, outlined(image, foreground, _GREEN)]
         for draw in range((columns - 2) // 2):
             rng = sample_rng(seed, draw, index)
-            normal, its_foreground, _ = changed(image, foreground, rng, config)
+            normal, its_foreground, _ = varied(image, foreground, rng, config)
             anomaly, mask = make_pseudo_anomaly(normal, its_foreground, rng, config.anomalies)
             row += [anomaly, outlined(anomaly, mask, _RED)]
         rows.append(row)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from patchguard.arrays import FloatArray
 
 
 def perlin(height: int, width: int, period: float, rng: np.random.Generator) -> FloatArray:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from patchguard.anomalies.distortions import bilinear, distort, shade
-from patchguard.anomalies.noise import FloatArray, perlin
+from patchguard.anomalies.noise import perlin
+from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import AnomalyBlend, AnomalyConfig, AnomalyShape
 
-BoolArray = NDArray[np.bool_]
 _Values = TypeVar("_Values", bound=np.generic)
 
 # Shorter sides give a patch too few pixels to distort.

@@ -30,7 +30,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         types = setting_types(type(self))
-        check(type(self).__name__, {name: getattr(self, name) for name in types}, types)
+        checked_settings(type(self).__name__, {name: getattr(self, name) for name in types}, types)
 
 
 def setting_types(make: Callable[..., Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def setting_types(make: Callable[..., Any]) -> dict[str, Any]:
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-def check(what: str, given: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+def checked_settings(what: str, given: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     """Are there such settings, and do their values fit, as YAML has types: no text for a number?
 
     Args:

@@ -14,7 +14,7 @@ from patchguard.attacks.objectives.registry import DETECTION, LOCALIZATION, Obje
 from patchguard.attacks.patch import LocalPatch
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.queries import NES, RandomNoise, SimBA
-from patchguard.attacks.settings import Count, check, setting_types
+from patchguard.attacks.settings import Count, checked_settings, setting_types
 from patchguard.attacks.sparse import PGDL0, SigmaZero
 from patchguard.attacks.square import Square
 from patchguard.attacks.starts import STARTS
@@ -170,7 +170,7 @@ def _objectives(member: Member, context: ObjectiveContext) -> tuple[Objective, O
 def _member(entry: dict[str, Any]) -> Member:
     kind = entry.pop("attack")
     _one_of("attack", kind, ATTACKS)
-    check(f"suite: {kind}", entry, _settings(kind))
+    checked_settings(f"suite: {kind}", entry, _settings(kind))
     aim, options = _objective(entry.pop("objective", LEGACY if kind == LEGACY else "score"))
     name = entry.pop("name", LEGACY if kind == LEGACY else f"{kind} {aim}")
     if (name == LEGACY) != (kind == LEGACY) or name in TAKEN:

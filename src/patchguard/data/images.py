@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from patchguard.arrays import BoolArray, FloatArray
 from patchguard.errors import PatchGuardError
 from patchguard.files import printable, whole_file
-
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
 
 SUFFIXES = frozenset(
     (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchguard.data.images import FloatArray, ImageSource, Pixels, resize_map, sources_in
+from patchguard.arrays import FloatArray
+from patchguard.data.images import ImageSource, Pixels, resize_map, sources_in
 from patchguard.detector import to_tensor
 
 

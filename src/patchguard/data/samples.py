@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from patchguard.data.images import BoolArray, ImageSource, read_mask
+from patchguard.arrays import BoolArray
+from patchguard.data.images import ImageSource, read_mask
 from patchguard.errors import PatchGuardError
 
 GOOD = "good"

@@ -12,7 +12,7 @@ from torch.nn import functional
 from patchguard.config import AXES, DataConfig, VariationConfig
 
 
-def changed(
+def varied(
     image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, config: DataConfig
 ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
     """A normal image flipped and varied at random, as training does.

@@ -21,7 +21,7 @@ from scipy import stats
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
 
-Scores = npt.NDArray[np.float64]
+_Scores = npt.NDArray[np.float64]
 
 LARGEST_DENOMINATOR = 10**9
 
@@ -77,13 +77,13 @@ class Calibration:
         """True, anomalous, where a score `[n]` exceeds the threshold."""
         return _comparable(scores) > self.threshold
 
-    def p_values(self, scores: npt.ArrayLike) -> Scores:
+    def p_values(self, scores: npt.ArrayLike) -> _Scores:
         """Conformal p-values in (0, 1] of scores `[n]`: (1 + #{held-out >= score}) / (n + 1).
 
         P(p <= alpha) <= alpha for a normal image; `verdicts` are `p_values <= false_alarm_rate`.
         """
         below = np.searchsorted(self.scores, _comparable(scores), side="left")
-        p_values: Scores = (1 + self.held_out - below) / (self.held_out + 1)
+        p_values: _Scores = (1 + self.held_out - below) / (self.held_out + 1)
         return p_values
 
     def rate_interval(self, confidence: float = 0.9) -> tuple[float, float]:
@@ -146,7 +146,7 @@ def _rounded_up(held_out: int) -> float:
     return -(-(10**6) // (held_out + 1)) / 10**6
 
 
-def _finite(scores: npt.ArrayLike) -> Scores:
+def _finite(scores: npt.ArrayLike) -> _Scores:
     held_out = np.asarray(scores, dtype=np.float64)
     if held_out.ndim != 1 or held_out.size == 0:
         raise PatchGuardError(
@@ -157,7 +157,7 @@ def _finite(scores: npt.ArrayLike) -> Scores:
     return held_out
 
 
-def _comparable(scores: npt.ArrayLike) -> Scores:
+def _comparable(scores: npt.ArrayLike) -> _Scores:
     # In float64, as numpy would round the threshold to the precision of float32 scores.
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from patchguard.data.images import FloatArray, Pixels
+from patchguard.arrays import FloatArray
+from patchguard.data.images import Pixels
 from patchguard.data.preprocess import Preprocessor
 from patchguard.deploy.calibration import Calibration
 from patchguard.detector import Detector, device_of

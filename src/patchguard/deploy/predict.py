@@ -11,14 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from patchguard.data.images import (
-    FloatArray,
-    ImageSource,
-    Pixels,
-    eight_bit,
-    read_pixels,
-    save_png,
-)
+from patchguard.arrays import FloatArray
+from patchguard.data.images import ImageSource, Pixels, eight_bit, read_pixels, save_png
 from patchguard.data.listing import Listing, list_images
 from patchguard.deploy.outputs import MAPS, OVERLAYS, Prediction, PredictionFolder
 from patchguard.deploy.pipeline import Judgement, Pipeline
@@ -225,11 +219,11 @@ def overlay(image: Pixels, pipeline: Pipeline, anomaly_map: FloatArray) -> npt.N
     for first in range(0, height, _ROWS_AT_ONCE):
         last = min(first + _ROWS_AT_ONCE, height)
         heat = pipeline.heat(anomaly_map[first:last])
-        picture[first:last] = eight_bit(blend(image.rows(first, last), heat))
+        picture[first:last] = eight_bit(_blend(image.rows(first, last), heat))
     return picture
 
 
-def blend(image: FloatArray, heat: FloatArray) -> FloatArray:
+def _blend(image: FloatArray, heat: FloatArray) -> FloatArray:
     """The image [H, W, 3] in grey, with heat [H, W] in [0, 1] laid over it in colour."""
     grey = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
     colour = np.stack(

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from patchguard.evaluation.histograms import Doubles, PixelHistograms, auroc
+from patchguard.arrays import DoubleArray
+from patchguard.evaluation.histograms import PixelHistograms, histogram_auroc
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
-Mask = npt.NDArray[np.bool_]
+_Mask = npt.NDArray[np.bool_]
 
 
 class Interval(NamedTuple):
@@ -72,11 +73,11 @@ def pixel_auroc_interval(
     """95 % interval of the pooled pixel AUROC, from the histograms of N images with labels [N]."""
     draws = _draws(np.asarray(labels, dtype=bool), seed).astype(np.float64)
     return _interval(
-        auroc(draws @ histograms.normal.toarray(), draws @ histograms.anomalous.toarray())
+        histogram_auroc(draws @ histograms.normal.toarray(), draws @ histograms.anomalous.toarray())
     )
 
 
-def _draws(labels: Mask, seed: int) -> npt.NDArray[np.int64]:
+def _draws(labels: _Mask, seed: int) -> npt.NDArray[np.int64]:
     """How often each resample holds each image, [RESAMPLES, N]."""
     rng = np.random.default_rng(seed)
     draws = np.empty((RESAMPLES, labels.size), dtype=np.int64)
@@ -87,14 +88,14 @@ def _draws(labels: Mask, seed: int) -> npt.NDArray[np.int64]:
     return draws
 
 
-def _rate_interval(verdicts: Mask) -> Interval:
+def _rate_interval(verdicts: _Mask) -> Interval:
     if verdicts.size == 0:
         return UNDEFINED
     found = stats.binomtest(int(verdicts.sum()), verdicts.size).proportion_ci(CONFIDENCE)
     return Interval(float(found.low), float(found.high))
 
 
-def _interval(values: Doubles) -> Interval:
+def _interval(values: DoubleArray) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, (tail, 1 - tail))
     return Interval(float(low), float(high))

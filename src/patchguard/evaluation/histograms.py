@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from patchguard.arrays import DoubleArray
 from patchguard.data.images import resize_map
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import region_weights
 
-Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 FPR_LIMIT = 0.3
@@ -119,7 +119,9 @@ class PixelHistograms:
     def auroc(self) -> Bounded:
         """Pixel AUROC pooled over the images; nan when a class is absent."""
         normal, anomalous = total(self.normal), total(self.anomalous)
-        low, value, high = (float(auroc(normal, anomalous, credit)) for credit in (0.0, 0.5, 1.0))
+        low, value, high = (
+            float(histogram_auroc(normal, anomalous, credit)) for credit in (0.0, 0.5, 1.0)
+        )
         return Bounded(value, low, high)
 
     def aupro(self) -> Bounded:
@@ -219,13 +221,15 @@ def check_alike(candidates: Sequence[PixelHistograms]) -> None:
         )
 
 
-def total(histograms: sparse.csr_array) -> Doubles:
+def total(histograms: sparse.csr_array) -> DoubleArray:
     """The sum over images, [bins]."""
-    summed: Doubles = histograms.sum(axis=0, dtype=np.float64)
+    summed: DoubleArray = histograms.sum(axis=0, dtype=np.float64)
     return summed
 
 
-def auroc(normal: Doubles, anomalous: Doubles, tie_credit: float = 0.5) -> Doubles:
+def histogram_auroc(
+    normal: DoubleArray, anomalous: DoubleArray, tie_credit: float = 0.5
+) -> DoubleArray:
     """AUROC [...] of histograms [..., bins], a pair within one bin counting ``tie_credit``.
 
     nan where a class is absent.
@@ -234,11 +238,11 @@ def auroc(normal: Doubles, anomalous: Doubles, tie_credit: float = 0.5) -> Doubl
     pairs = below[..., -1] * anomalous.sum(axis=-1)
     below -= (1 - tie_credit) * normal
     with np.errstate(invalid="ignore"):
-        ratio: Doubles = np.einsum("...b,...b->...", below, anomalous) / pairs
+        ratio: DoubleArray = np.einsum("...b,...b->...", below, anomalous) / pairs
     return ratio
 
 
-def aupro(normal: Doubles, overlap: Doubles) -> Doubles:
+def aupro(normal: DoubleArray, overlap: DoubleArray) -> DoubleArray:
     """AUPRO [...] of histograms [..., bins]; pixels of one bin are a straight line of the curve.
 
     nan where a class is absent.
@@ -253,7 +257,7 @@ class _ProCurve:
     left to the upper right corner.
     """
 
-    def __init__(self, normal: Doubles, overlap: Doubles) -> None:
+    def __init__(self, normal: DoubleArray, overlap: DoubleArray) -> None:
         fpr, reached = _descending_share(normal), _descending_share(overlap)
         step = np.diff(fpr, prepend=0.0)
         self._width = np.diff(np.minimum(fpr, FPR_LIMIT), prepend=0.0)
@@ -261,26 +265,26 @@ class _ProCurve:
         self._rise = np.diff(reached, prepend=0.0)
         self._before = reached - self._rise
 
-    def area(self) -> Doubles:
+    def area(self) -> DoubleArray:
         """With straight lines through the bins."""
         return self._below(self._before + self._rise * self._kept / 2)
 
-    def lowest(self) -> Doubles:
+    def lowest(self) -> DoubleArray:
         """With the normal pixels of each bin above its anomalous ones."""
         return self._below(self._before)
 
-    def highest(self) -> Doubles:
+    def highest(self) -> DoubleArray:
         """With the anomalous pixels of each bin above its normal ones."""
         return self._below(self._before + self._rise)
 
-    def _below(self, height: Doubles) -> Doubles:
-        area: Doubles = np.einsum("...b,...b->...", self._width, height) / FPR_LIMIT
+    def _below(self, height: DoubleArray) -> DoubleArray:
+        area: DoubleArray = np.einsum("...b,...b->...", self._width, height) / FPR_LIMIT
         return area
 
 
-def _descending_share(histograms: Doubles) -> Doubles:
+def _descending_share(histograms: DoubleArray) -> DoubleArray:
     """The share [..., bins] of each histogram in its top bin, in its top two, and so on."""
     cumulative = np.cumsum(histograms[..., ::-1], axis=-1)
     with np.errstate(invalid="ignore"):
-        share: Doubles = cumulative / cumulative[..., -1:]
+        share: DoubleArray = cumulative / cumulative[..., -1:]
     return share

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from patchguard.arrays import DoubleArray
 from patchguard.data.samples import GOOD
 from patchguard.errors import PatchGuardError
 from patchguard.results.schema import ImageMetrics, PixelMetrics
 
-Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.floating]
 Counts = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+_Mask = npt.NDArray[np.bool_]
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
@@ -44,12 +44,12 @@ class _Steps:
     `counts` are items, `weights` their sums of weights.
     """
 
-    scores: Floats
+    scores: _Floats
     counts: Counts
-    weights: Doubles
+    weights: DoubleArray
 
     @classmethod
-    def of(cls, scores: Floats, counts: Counts, weights: Doubles) -> _Steps:
+    def of(cls, scores: _Floats, counts: Counts, weights: DoubleArray) -> _Steps:
         """Those of items `[p]` in any order."""
         order = np.argsort(scores)
         ascending = scores[order]
@@ -84,11 +84,11 @@ class _Ranking:
     `overlap` in [0, 1] is the weighted share of anomalous items scored `>= thresholds`.
     """
 
-    thresholds: Floats
+    thresholds: _Floats
     tp: Counts
     fp: Counts
     fp_above: Counts
-    overlap: Doubles
+    overlap: DoubleArray
     positives: int
     negatives: int
 
@@ -193,9 +193,9 @@ def _merged(found: Sequence[_Steps]) -> _Steps:
     )
 
 
-def _normal(maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> Iterator[Floats]:
+def _normal(maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> Iterator[_Floats]:
     """The normal pixels in blocks: many small maps are looked up together."""
-    held: list[Floats] = []
+    held: list[_Floats] = []
     for values, mask in _checked(maps, masks):
         held.append(values[~mask])
         if sum(part.size for part in held) >= _BLOCK:
@@ -207,7 +207,7 @@ def _normal(maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> It
 
 def _checked(
     maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]
-) -> Iterator[tuple[Floats, Mask]]:
+) -> Iterator[tuple[_Floats, _Mask]]:
     for index, (anomaly_map, drawn) in enumerate(zip(maps, masks, strict=True)):
         values = _scores(anomaly_map, f"anomaly map {index}")
         mask = _binary(drawn, f"mask {index}")
@@ -219,16 +219,16 @@ def _checked(
         yield values, mask
 
 
-def region_weights(mask: Mask) -> Doubles:
+def region_weights(mask: _Mask) -> DoubleArray:
     """1 / area of the 8-connected region of each True pixel of `mask`, in raster order."""
     if not mask.any():
         return np.empty(0)
     regions = ndimage.label(mask, structure=EIGHT_CONNECTED)[0][mask]
-    weights: Doubles = 1.0 / np.bincount(regions)[regions]
+    weights: DoubleArray = 1.0 / np.bincount(regions)[regions]
     return weights
 
 
-def _rank(anomalous: _Steps, normal: Iterable[Floats]) -> _Ranking:
+def _rank(anomalous: _Steps, normal: Iterable[_Floats]) -> _Ranking:
     """Rank the steps of anomalous scores among normal ones, which come in blocks `[m]`."""
     fp, fp_above = np.zeros((2, anomalous.scores.size), dtype=np.int64)
     negatives = 0
@@ -289,7 +289,7 @@ def _aupro(ranking: _Ranking, fpr_limit: float) -> float:
     return float(area) / fpr_limit
 
 
-def _pro_curve(ranking: _Ranking) -> tuple[Doubles, Doubles]:
+def _pro_curve(ranking: _Ranking) -> tuple[DoubleArray, DoubleArray]:
     """The corners of the PRO curve, two per threshold: just above it and at it."""
     above_and_at = np.stack([ranking.fp_above, ranking.fp], axis=1).ravel()
     fpr = np.concatenate([[0.0], above_and_at / ranking.negatives, [1.0]])
@@ -297,7 +297,7 @@ def _pro_curve(ranking: _Ranking) -> tuple[Doubles, Doubles]:
     return fpr, np.insert(overlap, 1, 0.0)
 
 
-def _scores(values: npt.ArrayLike, name: str) -> Floats:
+def _scores(values: npt.ArrayLike, name: str) -> _Floats:
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float64)
@@ -306,14 +306,14 @@ def _scores(values: npt.ArrayLike, name: str) -> Floats:
     return array
 
 
-def _binary(values: npt.ArrayLike, name: str) -> Mask:
+def _binary(values: npt.ArrayLike, name: str) -> _Mask:
     array = np.asarray(values)
     if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
         raise PatchGuardError(f"{name}: holds values other than 0 and 1; binarise it first")
     return array.astype(bool, copy=False)
 
 
-def _check_vectors(scores: Floats, labels: Mask) -> None:
+def _check_vectors(scores: _Floats, labels: _Mask) -> None:
     if scores.ndim != 1 or scores.shape != labels.shape or scores.size == 0:
         raise PatchGuardError(
             f"image scores have shape {scores.shape} and labels {labels.shape}; "
@@ -321,5 +321,5 @@ def _check_vectors(scores: Floats, labels: Mask) -> None:
         )
 
 
-def _share(verdicts: Mask) -> float:
+def _share(verdicts: _Mask) -> float:
     return float(verdicts.mean()) if verdicts.size else float("nan")

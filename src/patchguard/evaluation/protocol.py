@@ -20,7 +20,7 @@ from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.settings import check, setting_types
+from patchguard.attacks.settings import checked_settings, setting_types
 from patchguard.attacks.suite import build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
 from patchguard.detector import Detector, device_of
@@ -115,7 +115,7 @@ def suite_of(config: EvaluationConfig) -> Suite:
     suite.all_checks |= config.all_checks
     for threat in suite.threats:
         _rehearse(threat)
-    check("suite: minimal_eps", suite.minimal_eps or {}, _MINIMAL)
+    checked_settings("suite: minimal_eps", suite.minimal_eps or {}, _MINIMAL)
     for name in suite.stress:
         if name not in STRESSES:
             raise PatchGuardError(f"suite: no stress {name!r}; known: {', '.join(STRESSES)}")

@@ -35,7 +35,7 @@ def gamma(image: Tensor, stops: float, generator: torch.Generator) -> Tensor:
     return image ** (2 ** (stops * _sign(generator)))
 
 
-def blur(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+def _blur(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     """Defocus: Gaussian blur of standard deviation ``sigma`` pixels, edges replicated."""
     radius = math.ceil(3 * sigma)
     place = torch.arange(-radius, radius + 1, device=image.device)
@@ -44,7 +44,7 @@ def blur(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     return conv2d(conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None])[:, 0]
 
 
-def jpeg(image: Tensor, quality: float, generator: torch.Generator) -> Tensor:
+def _jpeg(image: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     """Compression by Pillow's JPEG at ``quality`` (chroma at half resolution), and back."""
     buffer = BytesIO()
     pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -53,7 +53,7 @@ def jpeg(image: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     return to_tensor(decoded).to(image.device)
 
 
-def noise(image: Tensor, electrons: float, generator: torch.Generator) -> Tensor:
+def _noise(image: Tensor, electrons: float, generator: torch.Generator) -> Tensor:
     """Sensor noise: shot noise of a sensor that counts ``electrons`` at white, and read noise.
 
     The variance of a value x is x / electrons + (read noise / electrons)^2. Large counts are near
@@ -85,9 +85,9 @@ class Stress:
 STRESSES: dict[str, Stress] = {
     "lighting": Stress(lighting, "stops", (0.042, 0.06, 0.084, 0.119, 0.167)),
     "gamma": Stress(gamma, "stops", (0.081, 0.114, 0.162, 0.229, 0.322)),
-    "blur": Stress(blur, "px", (0.66, 0.84, 1.13, 1.59, 2.36)),
-    "jpeg": Stress(jpeg, "quality", (81, 52, 20, 9, 4)),
-    "noise": Stress(noise, "electrons at white", (1880, 950, 480, 250, 130)),
+    "blur": Stress(_blur, "px", (0.66, 0.84, 1.13, 1.59, 2.36)),
+    "jpeg": Stress(_jpeg, "quality", (81, 52, 20, 9, 4)),
+    "noise": Stress(_noise, "electrons at white", (1880, 950, 480, 250, 130)),
 }
 """Severities 1 to 5 of each change images by 36, 33, 30, 27 and 24 dB.
 
@@ -122,7 +122,7 @@ def stressed(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
     return torch.stack([stress.apply(image, level, generator) for image in images]).clamp(0, 1)
 
 
-class Change(NamedTuple):
+class _Disturbance(NamedTuple):
     """How much images changed.
 
     Attributes:
@@ -135,9 +135,9 @@ class Change(NamedTuple):
     psnr: float
 
 
-def change(images: Tensor, disturbed: Tensor) -> Change:
+def change(images: Tensor, disturbed: Tensor) -> _Disturbance:
     """How much ``disturbed`` differs from ``images``, both [N, 3, H, W] in [0, 1]."""
     difference = (disturbed - images).double()
     squared = float((difference**2).mean())
     psnr = -10 * math.log10(squared) if squared else math.inf
-    return Change(255 * float(difference.abs().mean()), psnr)
+    return _Disturbance(255 * float(difference.abs().mean()), psnr)

@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from patchguard.arrays import DoubleArray
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.histograms import (
-    Doubles,
     Indices,
     PixelHistograms,
     aupro,
-    auroc,
     check_alike,
+    histogram_auroc,
     total,
 )
 
@@ -127,11 +127,11 @@ class _Mixtures(ABC):
         self._positive = sparse.vstack(positive, format="csr")
 
     @abstractmethod
-    def _metric(self, normal: Doubles, positive: Doubles) -> Doubles:
+    def _metric(self, normal: DoubleArray, positive: DoubleArray) -> DoubleArray:
         """The metric of histograms [bins]."""
 
     @abstractmethod
-    def _values(self, image: int, normal: Doubles, positive: Doubles) -> Doubles:
+    def _values(self, image: int, normal: DoubleArray, positive: DoubleArray) -> DoubleArray:
         """The metric [K] with each candidate for one image, but for a constant.
 
         ``normal`` and ``positive`` [bins] are the sums over the other images.
@@ -160,12 +160,12 @@ class _Mixtures(ABC):
                 positive += self._of(image, self._positive, choice[image])
         return Selection(choice, self.value(choice))
 
-    def _pooled(self, choice: Indices) -> tuple[Doubles, Doubles]:
+    def _pooled(self, choice: Indices) -> tuple[DoubleArray, DoubleArray]:
         """The histograms [bins] of a mixture, summed over its images."""
         rows = choice * self._images + np.arange(self._images)
         return total(self._normal[rows]), total(self._positive[rows])
 
-    def _of(self, image: int, histograms: sparse.csr_array, candidate: int) -> Doubles:
+    def _of(self, image: int, histograms: sparse.csr_array, candidate: int) -> DoubleArray:
         """The histogram [bins] of one image and candidate."""
         row = candidate * self._images + image
         filled = slice(histograms.indptr[row], histograms.indptr[row + 1])
@@ -189,21 +189,21 @@ class _AurocMixtures(_Mixtures):
         self._pairs = total(candidates[0].normal).sum() * total(candidates[0].anomalous).sum() or 1
         self._own = [self._won_within(image) for image in range(self._images)]
 
-    def _metric(self, normal: Doubles, positive: Doubles) -> Doubles:
-        return auroc(normal, positive)
+    def _metric(self, normal: DoubleArray, positive: DoubleArray) -> DoubleArray:
+        return histogram_auroc(normal, positive)
 
-    def _values(self, image: int, normal: Doubles, positive: Doubles) -> Doubles:
+    def _values(self, image: int, normal: DoubleArray, positive: DoubleArray) -> DoubleArray:
         below = np.cumsum(normal) - normal / 2
         above = np.cumsum(positive[::-1])[::-1] - positive / 2
         won = self._all(image, self._positive) @ below + self._all(image, self._normal) @ above
-        values: Doubles = (won + self._own[image]) / self._pairs
+        values: DoubleArray = (won + self._own[image]) / self._pairs
         return values
 
-    def _won_within(self, image: int) -> Doubles:
+    def _won_within(self, image: int) -> DoubleArray:
         """Pairs [K] that each candidate wins among the pixels of one image."""
         normal = self._all(image, self._normal).toarray()
         below = np.cumsum(normal, axis=1) - normal / 2
-        won: Doubles = np.asarray(self._all(image, self._positive).multiply(below).sum(axis=1))
+        won: DoubleArray = np.asarray(self._all(image, self._positive).multiply(below).sum(axis=1))
         return won
 
 
@@ -215,10 +215,10 @@ class _AuproMixtures(_Mixtures):
             [each.normal for each in candidates], [each.overlap for each in candidates]
         )
 
-    def _metric(self, normal: Doubles, positive: Doubles) -> Doubles:
+    def _metric(self, normal: DoubleArray, positive: DoubleArray) -> DoubleArray:
         return aupro(normal, positive)
 
-    def _values(self, image: int, normal: Doubles, positive: Doubles) -> Doubles:
+    def _values(self, image: int, normal: DoubleArray, positive: DoubleArray) -> DoubleArray:
         return aupro(
             normal + self._all(image, self._normal).toarray(),
             positive + self._all(image, self._positive).toarray(),

@@ -44,7 +44,7 @@ class Loaded:
     full_scale: float | None = None
 
 
-def load_detector(spec: str, *, trust: bool = False) -> Loaded:
+def detector_named(spec: str, *, trust: bool = False) -> Loaded:
     """The detector that ``spec`` names.
 
     Args:

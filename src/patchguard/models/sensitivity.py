@@ -83,7 +83,7 @@ def attention_sublayers(model: PatchGuard, images: Tensor) -> list[Sublayer]:
     return seen
 
 
-class Change(NamedTuple):
+class _Change(NamedTuple):
     """How attacked images change the attention sub-layers, each [blocks, B].
 
     Attributes:
@@ -97,7 +97,7 @@ class Change(NamedTuple):
     gain: Tensor
 
 
-def attention_change(model: PatchGuard, images: Tensor, attacked: Tensor) -> Change:
+def attention_change(model: PatchGuard, images: Tensor, attacked: Tensor) -> _Change:
     """The measured change of every backbone block's attention between two batches of images.
 
     Args:
@@ -112,7 +112,7 @@ def attention_change(model: PatchGuard, images: Tensor, attacked: Tensor) -> Cha
     plain = [torch.stack([_size(part) for part in clean]) for clean, _ in pairs]
     tokens, output = torch.stack(moved, 1)
     tokens_before, output_before = torch.stack(plain, 1)
-    return Change(tokens / tokens_before, output / output_before, output / tokens)
+    return _Change(tokens / tokens_before, output / output_before, output / tokens)
 
 
 class Paths(NamedTuple):

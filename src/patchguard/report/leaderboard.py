@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
-from patchguard.report.page import GENERATOR, page
+from patchguard.report.page import GENERATOR, render_page
 from patchguard.report.wording import DASH, gap, norm_name, number, percent
 from patchguard.results.card import (
     PUBLISHED_STEPS,
@@ -87,7 +87,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class _Group:
     """Cards whose numbers compare: the same data, suite and norm.
 
     And, in norms that grow with the number of pixels, the same ``resolution`` in pixels; it is
@@ -137,11 +137,11 @@ def render_leaderboard(cards: Sequence[Path], out: Path) -> Path:
         "norm_name": norm_name,
         "published_steps": PUBLISHED_STEPS,
     }
-    write_whole(out, page("leaderboard.html.j2", content))
+    write_whole(out, render_page("leaderboard.html.j2", content))
     return out
 
 
-def _groups(entries: Sequence[Entry]) -> list[Group]:
+def _groups(entries: Sequence[Entry]) -> list[_Group]:
     found: dict[Key, list[Entry]] = {}
     for entry in entries:
         for norm in dict.fromkeys(result.norm for result in entry.card.numbers.attacked):
@@ -161,7 +161,7 @@ def _order(key: Key) -> Key:
     return key._replace(norm="" if key.norm == "linf" else key.norm)
 
 
-def _group(key: Key, entries: Sequence[Entry]) -> Group:
+def _group(key: Key, entries: Sequence[Entry]) -> _Group:
     norm = key.norm
     radii = [set(_by_eps(entry.card, norm)) for entry in entries]
     shared = set.intersection(*radii)
@@ -172,7 +172,7 @@ def _group(key: Key, entries: Sequence[Entry]) -> Group:
     card = entries[0].card
     defects = "pseudo-anomalies (a self-test)" if card.self_test else "anomalous images"
     standings = [_standing(entry.card, norm, [at, *eps]) for entry in ranked]
-    return Group(
+    return _Group(
         data=card.data.name,
         sha256=card.data.sha256,
         images=f"{card.data.normal} normal and {card.data.anomalous} {defects}",

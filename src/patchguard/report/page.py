@@ -17,7 +17,7 @@ GENERATOR = '<meta name="generator" content="PatchGuard">'
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(template: str, context: Mapping[str, Any]) -> str:
+def render_page(template: str, context: Mapping[str, Any]) -> str:
     """The HTML of a template; everything in the context is escaped unless it is markup."""
     return encodable(_environment().get_template(template).render(**context))
 

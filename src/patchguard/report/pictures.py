@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from patchguard.errors import PatchGuardError
 
-Floats = npt.NDArray[np.floating]
+_Floats = npt.NDArray[np.floating]
 
 COLOURS = colormaps["inferno"]
 LARGEST_SIDE = 192
@@ -31,7 +31,7 @@ class ColourScale:
     high: float
 
     @classmethod
-    def over(cls, maps: Sequence[Floats]) -> ColourScale:
+    def over(cls, maps: Sequence[_Floats]) -> ColourScale:
         """One scale for maps `[K, S, S]`, without the outermost 0.5 % at either end."""
         values = np.concatenate([shown.ravel() for shown in maps])
         finite = values[np.isfinite(values)]
@@ -45,24 +45,24 @@ class ColourScale:
         return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in stops)
 
 
-def photograph(image: Floats) -> str:
+def picture(image: _Floats) -> str:
     """An image `[S, S, 3]` in [0, 1] as a JPEG."""
     return _jpeg(_limited(Image.fromarray(_bytes(image)), Image.Resampling.LANCZOS))
 
 
-def perturbation(attacked: Floats, image: Floats, factor: float) -> str:
+def perturbation(attacked: _Floats, image: _Floats, factor: float) -> str:
     """What an attack added to an image `[S, S, 3]`, times ``factor``, around mid-grey."""
     shown = 0.5 + factor * (attacked.astype(np.float64) - image)
     # Nearest: averaging neighbours would show less than was added.
     return _jpeg(_limited(Image.fromarray(_bytes(shown)), Image.Resampling.NEAREST))
 
 
-def mask(truth: Floats) -> str:
+def mask(truth: _Floats) -> str:
     """Coverage `[S, S]` in [0, 1] as a grey PNG."""
     return _png(_limited(Image.fromarray(_bytes(truth)), Image.Resampling.BOX))
 
 
-def heat_map(anomaly_map: Floats, scale: ColourScale) -> str:
+def heat_map(anomaly_map: _Floats, scale: ColourScale) -> str:
     """An anomaly map `[S, S]` in the colours of the scale."""
     share = (np.nan_to_num(anomaly_map) - scale.low) / (scale.high - scale.low)
     levels = _limited(Image.fromarray(_bytes(share)), Image.Resampling.BILINEAR)
@@ -71,7 +71,7 @@ def heat_map(anomaly_map: Floats, scale: ColourScale) -> str:
     return _png(levels)
 
 
-def grid(path: Path) -> str:
+def picture_grid(path: Path) -> str:
     """A picture file as a JPEG of limited width.
 
     Raises:
@@ -91,7 +91,7 @@ def magnification(eps: float) -> int:
     return max(1, int(0.5 / eps + 1e-9)) if eps > 0 else 1
 
 
-def _bytes(values: Floats) -> npt.NDArray[np.uint8]:
+def _bytes(values: _Floats) -> npt.NDArray[np.uint8]:
     return np.rint(np.clip(values.astype(np.float64), 0, 1) * 255).astype(np.uint8)
 
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from patchguard.report.wording import number
 
-Floats = npt.NDArray[np.floating]
+_Floats = npt.NDArray[np.floating]
 
 INK, FAINT = "#010203", "#040506"
 OURS, TWIN, NORMAL, ANOMALOUS = "#070809", "#0a0b0c", "#0d0e0f", "#101112"
@@ -35,10 +35,10 @@ _VARIABLES = {
     ANOMALOUS: "var(--anomalous)",
 }
 
-SIZE = (4.6, 2.9)
+_SIZE = (4.6, 2.9)
 """Inches: a figure is one panel, so that its type stays legible across a phone."""
 
-AXES = (0.16, 0.17, 0.82, 0.73)
+_AXES = (0.16, 0.17, 0.82, 0.73)
 """Left, bottom, width and height as fractions: the same for all, so that neighbours align."""
 
 MIN_TICK_GAP = 0.12
@@ -132,9 +132,9 @@ def auroc_against_eps(curves: Sequence[Curve], radii: Mapping[str, float], metri
 
 
 def score_histogram(
-    scores: Floats,
+    scores: _Floats,
     anomalous: npt.NDArray[np.bool_],
-    edges: Floats,
+    edges: _Floats,
     threshold: float | None,
     whose: str,
 ) -> str:
@@ -149,7 +149,7 @@ def score_histogram(
 
 
 def radius_histogram(
-    radii: Floats, anomalous: npt.NDArray[np.bool_], edges: Floats, unit: str
+    radii: _Floats, anomalous: npt.NDArray[np.bool_], edges: _Floats, unit: str
 ) -> str:
     """Minimal eps `[N]` of normal and anomalous images; those beyond the edges are not shown."""
     with mpl.rc_context(_STYLE):
@@ -160,7 +160,7 @@ def radius_histogram(
 
 
 def _two_classes(
-    values: Floats, anomalous: npt.NDArray[np.bool_], edges: Floats
+    values: _Floats, anomalous: npt.NDArray[np.bool_], edges: _Floats
 ) -> tuple[Figure, Any]:
     figure, axes = _axes()
     for chosen, label, colour in (
@@ -182,7 +182,7 @@ def _two_classes(
     return figure, axes
 
 
-def training_curves(lines: Mapping[str, Floats], quantity: str) -> str:
+def training_plot(lines: Mapping[str, _Floats], quantity: str) -> str:
     """A logged quantity over the training: a line `[n, 2]` of (step, value), or several by name."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
@@ -209,7 +209,7 @@ def _spaced(radii: Mapping[str, float]) -> list[str]:
     return [name if name in shown else "" for name in names]
 
 
-def shared_edges(scores: Sequence[Floats], threshold: float | None, bins: int = 40) -> Floats:
+def shared_edges(scores: Sequence[_Floats], threshold: float | None, bins: int = 40) -> _Floats:
     """Bin edges over all finite scores and the threshold, so that histograms compare."""
     values = np.concatenate([*scores, [] if threshold is None else [threshold]])
     finite = values[np.isfinite(values)]
@@ -219,8 +219,8 @@ def shared_edges(scores: Sequence[Floats], threshold: float | None, bins: int = 
 
 
 def _axes() -> tuple[Figure, Any]:
-    figure = Figure(figsize=SIZE)
-    return figure, figure.add_axes(AXES)
+    figure = Figure(figsize=_SIZE)
+    return figure, figure.add_axes(_AXES)
 
 
 def _legend_above(axes: Any, columns: int = 3) -> None:
@@ -251,7 +251,7 @@ def _svg(figure: Figure, description: str) -> str:
         drawing = furniture.sub("", drawing)
     for stand_in, variable in _VARIABLES.items():
         drawing = drawing.replace(stand_in, variable)
-    width, height = (72 * inches for inches in SIZE)
+    width, height = (72 * inches for inches in _SIZE)
     return (
         f'<svg role="img" aria-label="{escape(description)}" '
         f'viewBox="0 0 {width:g} {height:g}">{drawing.strip()}'

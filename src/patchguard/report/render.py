@@ -16,7 +16,7 @@ from patchguard.config import parse_eps
 from patchguard.files import printable, write_whole
 from patchguard.report import pictures, plots, tables, wording
 from patchguard.report.contents import Gallery, Judged, Run, read_run
-from patchguard.report.page import page
+from patchguard.report.page import render_page
 from patchguard.report.wording import metric, number, percent
 from patchguard.results.card import PUBLISHED_STEPS
 from patchguard.results.schema import CLEAN, LEGACY, WORST, Ends, Measured, Result
@@ -70,7 +70,7 @@ def render_report(run: Path) -> Path:
     """
     contents = read_run(run)
     path = run / "report.html"
-    write_whole(path, page("report.html.j2", _context(contents)))
+    write_whole(path, render_page("report.html.j2", _context(contents)))
     return path
 
 
@@ -84,7 +84,7 @@ def _context(run: Run) -> dict[str, Any]:
         "rates": tuple(map(percent, run.calibration.rate_interval(0.9))),
         "guarantee": percent(run.calibration.false_alarm_rate),
         "training": _training_panels(run),
-        "anomalies": pictures.grid(run.anomalies) if run.anomalies else None,
+        "anomalies": pictures.picture_grid(run.anomalies) if run.anomalies else None,
         "provenance": _listed(
             {key: value for key, value in run.config.items() if key not in TOLD_ELSEWHERE}
         ),
@@ -113,7 +113,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "verdict": wording.verdict(metrics, other),
         "tiles": wording.tiles(metrics, other),
         "headline": headline and wording.at(headline),
-        "published_attack": wording.published(metrics),
+        "published_attack": wording.published_text(metrics),
         "as_published": metrics.protocol.legacy_steps == PUBLISHED_STEPS,
         "published_steps": PUBLISHED_STEPS,
         "norm": wording.norm_name(metrics.norms[0]),
@@ -123,9 +123,9 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "detection_kinds": tables.by_kind(metrics, judged.threshold),
         "localization": tables.by_eps(metrics, other, tables.PIXEL, (tables.TWIN_PIXEL,)),
         "localization_classes": tables.by_class(metrics, tables.PIXEL_BY_CLASS),
-        "published": tables.published(metrics, other),
-        "image_members": tables.members(metrics, "image"),
-        "pixel_members": tables.members(metrics, "pixel"),
+        "published": tables.published_table(metrics, other),
+        "image_members": tables.members_table(metrics, "image"),
+        "pixel_members": tables.members_table(metrics, "pixel"),
         "other_norms": tables.other_norms(metrics, tables.EITHER + rates),
         "stress": tables.stress(metrics, tables.STRESSED + rates),
         "distances": wording.quantiles(metrics.minimal_eps) if metrics.minimal_eps else [],
@@ -253,7 +253,7 @@ def _curve_panels(metrics: Result, twin: Result | None) -> list[Panel]:
         drawn = [curve for curve in curves if len(curve.x) > 1]
         if drawn:
             if curves[-1] in drawn:
-                caption += f" Dotted: {wording.published(metrics)} alone."
+                caption += f" Dotted: {wording.published_text(metrics)} alone."
             ticks = {CLEAN: 0.0} | {each.eps: each.radius for each in metrics.under(WORST)}
             drawing = plots.auroc_against_eps(drawn, ticks, f"{part} AUROC")
             panels.append(Panel(Markup(drawing), caption))
@@ -320,16 +320,16 @@ def _training_panels(run: Run) -> list[Panel]:
     panels = []
     if "loss" in logged:
         caption = "The training loss; it may rise while the attack grows."
-        drawing = plots.training_curves({"loss": logged["loss"]}, "loss")
+        drawing = plots.training_plot({"loss": logged["loss"]}, "loss")
         panels.append(Panel(Markup(drawing), caption))
     if "eps" in logged:
         points = {"eps": logged["eps"] * [1, 255]}
         caption = "The radius of the attack inside the training."
-        panels.append(Panel(Markup(plots.training_curves(points, "eps (n/255)")), caption))
+        panels.append(Panel(Markup(plots.training_plot(points, "eps (n/255)")), caption))
     if "attention_gradient_share" in logged:
         caption = "The share of the attention term in the gradient; near 0 it would do nothing."
         share = {"share": logged["attention_gradient_share"]}
-        drawing = plots.training_curves(share, "share of gradient")
+        drawing = plots.training_plot(share, "share of gradient")
         panels.append(Panel(Markup(drawing), caption))
     blocks = sorted(int(name.removeprefix(DEGREE)) for name in logged if name.startswith(DEGREE))
     if blocks:
@@ -337,7 +337,7 @@ def _training_panels(run: Run) -> list[Panel]:
         shown = blocks[:: -math.ceil(len(blocks) / 6)][::-1]
         degrees = {str(block): logged[f"{DEGREE}{block}"] for block in shown}
         caption = "Tokens that a token attends to, effectively (exp of the entropy), by block."
-        drawing = plots.training_curves(degrees, "attention degree")
+        drawing = plots.training_plot(degrees, "attention degree")
         panels.append(Panel(Markup(drawing), caption))
     return panels
 
@@ -397,10 +397,10 @@ def _pictures(
     twin = (pictures.heat_map(beside.attacked_maps[index], scales[1]),) if beside else ()
     image, attacked = gallery.images[index], gallery.attacked[index]
     return (
-        pictures.photograph(image),
+        pictures.picture(image),
         *truth,
         pictures.heat_map(gallery.maps[index], scales[0]),
-        pictures.photograph(attacked),
+        pictures.picture(attacked),
         pictures.perturbation(attacked, image, factor),
         pictures.heat_map(gallery.attacked_maps[index], scales[0]),
         *twin,

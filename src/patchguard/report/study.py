@@ -22,7 +22,7 @@ from patchguard.results.card import published_steps
 from patchguard.results.schema import CLEAN, LEGACY, WORST, AttackResult, Protocol, Result
 from patchguard.shipped import measured_with
 
-MARK = "<!-- Written by patchguard study, which writes it again: keep notes elsewhere. -->"
+STUDY_MARK = "<!-- Written by patchguard study, which writes it again: keep notes elsewhere. -->"
 PARTS = ("image", "pixel")
 COUNTED = ("PASS", "WARN", "FAIL")
 COST = ("training, min", "evaluation, min", *COUNTED, "checks that fail")
@@ -83,12 +83,12 @@ class Spread:
         return f"{mean} ± {number(self.error)}" if math.isfinite(self.error) else mean
 
 
-Scores = Mapping[tuple[str, str, int], Mapping[str, float]]
+_Scores = Mapping[tuple[str, str, int], Mapping[str, float]]
 """AUROC by column, for each data set, recipe and seed."""
 
 
 @dataclass(frozen=True)
-class Group:
+class _Group:
     """A row's data: one data set, or several of the same kind of test to take the mean over."""
 
     label: str
@@ -242,7 +242,7 @@ def protocol(runs: Sequence[StudyRun]) -> list[str]:
     ]
 
 
-def page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) -> str:
+def study_page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) -> str:
     """The whole page, ending in a newline.
 
     Args:
@@ -251,7 +251,7 @@ def page(runs: Sequence[StudyRun], failures: Sequence[Failure], command: str) ->
         command: what writes the page again.
     """
     several = len(_recipes(runs)) > 1
-    lines = [MARK, "", "# Results of a study", "", "Written by", "", f"    {command}", ""]
+    lines = [STUDY_MARK, "", "# Results of a study", "", "Written by", "", f"    {command}", ""]
     lines += _missing(failures)
     lines += ["## Protocol", "", *(f"- {line}" for line in protocol(runs)), ""]
     for part in _parts(runs):
@@ -319,7 +319,7 @@ def _key(run: StudyRun) -> tuple[str, str, int]:
     return run.data, run.recipe, run.seed
 
 
-def _scores(runs: Sequence[StudyRun], part: str) -> Scores:
+def _scores(runs: Sequence[StudyRun], part: str) -> _Scores:
     found = {_key(run): aurocs(run.metrics, part) for run in runs}
     return {key: values for key, values in found.items() if CLEAN in values}
 
@@ -356,14 +356,14 @@ def _place(runs: Sequence[StudyRun], run: StudyRun) -> tuple[int, int, int]:
     return data.index(run.data), _recipes(runs).index(run.recipe), run.seed
 
 
-def _groups(runs: Sequence[StudyRun], scores: Scores) -> list[Group]:
+def _groups(runs: Sequence[StudyRun], scores: _Scores) -> list[_Group]:
     """Each data set, then all with labelled test images, then all with a self-test."""
     measured = {run.data: run for run in runs if _key(run) in scores}
-    groups = [Group(_kind(run), (name,)) for name, run in measured.items()]
+    groups = [_Group(_kind(run), (name,)) for name, run in measured.items()]
     for self_test, label in ((False, "mean of {}"), (True, "mean of {} (self-test)")):
         of_kind = [name for name, run in measured.items() if run.metrics.self_test == self_test]
         if len(of_kind) > 1:
-            groups.append(Group(label.format(len(of_kind)), tuple(of_kind)))
+            groups.append(_Group(label.format(len(of_kind)), tuple(of_kind)))
     return groups
 
 
@@ -371,7 +371,7 @@ def _kind(run: StudyRun) -> str:
     return f"{run.data} (self-test)" if run.metrics.self_test else run.data
 
 
-def _by_seed(scores: Scores, group: Group, recipe: str) -> dict[int, dict[str, float]]:
+def _by_seed(scores: _Scores, group: _Group, recipe: str) -> dict[int, dict[str, float]]:
     """For each seed with a run on all data of the group, the mean over them."""
     seeds = sorted({seed for _, of_recipe, seed in scores if of_recipe == recipe})
     keys = {seed: [(name, recipe, seed) for name in group.data] for seed in seeds}
@@ -387,14 +387,14 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(row[name] for row in rows) for name in shared}
 
 
-def _pairs(scores: Scores, group: Group, recipe: str, first: str) -> Iterator[dict[str, float]]:
+def _pairs(scores: _Scores, group: _Group, recipe: str, first: str) -> Iterator[dict[str, float]]:
     found, base = (_by_seed(scores, group, name) for name in (recipe, first))
     for seed in sorted(found.keys() & base.keys()):
         shared = [name for name in found[seed] if name in base[seed]]
         yield {name: found[seed][name] - base[seed][name] for name in shared}
 
 
-def _marked(runs: Sequence[StudyRun], group: Group, recipe: str) -> str:
+def _marked(runs: Sequence[StudyRun], group: _Group, recipe: str) -> str:
     found = [run for run in runs if run.data in group.data and run.recipe == recipe]
     count = sum(run.metrics.unreliable for run in found)
     return f"{recipe} (unreliable: {count} of {len(found)})" if count else recipe

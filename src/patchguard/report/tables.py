@@ -170,7 +170,7 @@ def other_norms(metrics: Result, columns: Sequence[Column]) -> Table:
     return _without_empty(("threat", "eps", *(column.heading for column in columns)), rows)
 
 
-def published(metrics: Result, twin: Result | None) -> Table:
+def published_table(metrics: Result, twin: Result | None) -> Table:
     """The published attack beside the worst case at the same eps, and the gap between them."""
     compared = [(metrics, "", "image"), (metrics, "", "pixel")]
     if twin:
@@ -191,7 +191,7 @@ def published(metrics: Result, twin: Result | None) -> Table:
     return _without_empty(tuple(headings), rows)
 
 
-def members(metrics: Result, part: str) -> Table:
+def members_table(metrics: Result, part: str) -> Table:
     """AUROC of images or pixels under each attack of the suite alone, below the worst case.
 
     The lowest of each eps is marked. The last column is the share of the images for which the

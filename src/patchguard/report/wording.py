@@ -21,7 +21,7 @@ from patchguard.results.schema import (
 DASH = "–"
 GOOD_AUROC, FAIR_AUROC = 0.9, 0.7
 HOLDS_AUROC, WEAKENED_AUROC = 0.8, 0.5
-LEVELS = ("good", "fair", "poor")
+_LEVELS = ("good", "fair", "poor")
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0", "patch": "patch"}
 THREATS = {
     "linf": "changes every value of every pixel by at most eps",
@@ -53,7 +53,7 @@ def sized(norm: str, eps: str) -> str:
     return eps if norm == "linf" else f"{norm_name(norm)} {eps}"
 
 
-def published(metrics: Result) -> str:
+def published_text(metrics: Result) -> str:
     """The published attack, with as many steps as it took here."""
     return f"the published attack ({published_steps(metrics.protocol.legacy_steps)})"
 
@@ -95,7 +95,7 @@ def metric(values: Measured | None, judged: str, name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class _Verdict:
     """The outcome in a few words (``title``) and a few sentences; ``level`` colours it."""
 
     title: str
@@ -124,11 +124,11 @@ def targets(metrics: Result) -> str:
     return "pseudo-anomalies" if metrics.self_test else "defects"
 
 
-def verdict(metrics: Result, twin: Result | None) -> Verdict:
+def verdict(metrics: Result, twin: Result | None) -> _Verdict:
     """What the image AUROCs say, clean and in the worst case of the headline."""
     clean = metric(metrics.clean, "image", "auroc")
     if not math.isfinite(clean):
-        return Verdict(
+        return _Verdict(
             "Too few images for a verdict",
             ("The test set needs normal and anomalous images.",),
             "unknown",
@@ -139,13 +139,13 @@ def verdict(metrics: Result, twin: Result | None) -> Verdict:
     if result:
         words, under_attack = _robustness(metric(result.both, "image", "auroc"))
         title += f"; {words} at {at(result)}"
-        level = max(level, under_attack, key=LEVELS.index)
+        level = max(level, under_attack, key=_LEVELS.index)
         sentences = [_robustness_sentence(clean, result, metrics, twin)]
         sentences += [*_published(metrics, result), *_localization(metrics, result, twin)]
     elif metrics.skipped:
         title, level = f"{title}; not attacked", "unknown"
         sentences.append("No attack of the suite could run: nothing here says how robust it is.")
-    return Verdict(f"{title}.", tuple(sentences), "unknown" if metrics.unreliable else level)
+    return _Verdict(f"{title}.", tuple(sentences), "unknown" if metrics.unreliable else level)
 
 
 def tiles(metrics: Result, twin: Result | None) -> list[Tile]:
@@ -242,7 +242,7 @@ def _published(metrics: Result, result: AttackResult) -> tuple[str, ...]:
     kinder = metric(_same_radius(metrics, LEGACY, result), "image", "auroc")
     if not math.isfinite(kinder):
         return ()
-    name = published(metrics)
+    name = published_text(metrics)
     told = f"{name[0].upper()}{name[1:]} alone, on its combined loss, says {number(kinder)}."
     return (told,)
 

@@ -17,7 +17,7 @@ from patchguard.anomalies.curriculum import anomalies_at
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
 from patchguard.data.stack import Stack
-from patchguard.data.variation import changed
+from patchguard.data.variation import varied
 from patchguard.detector import device, to_tensor
 
 
@@ -77,7 +77,7 @@ class TrainingImages(Dataset[Batch]):
         rng = sample_rng(self.seed, epoch, index)
         image = self.images[index]
         foreground = self.foregrounds[index]
-        image, foreground, flips = changed(image, foreground, rng, self.config)
+        image, foreground, flips = varied(image, foreground, rng, self.config)
         anomalies = anomalies_at(self.config.anomalies, progress)
         anomalous, mask = make_pseudo_anomaly(image, foreground, rng, anomalies)
         return Batch(

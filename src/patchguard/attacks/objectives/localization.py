@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchguard.attacks.objectives.statistics import Doubles, PixelStatistics, pixels
-from patchguard.attacks.settings import Positive, check, setting_types
+from patchguard.arrays import DoubleArray
+from patchguard.attacks.objectives.statistics import PixelStatistics, pixels
+from patchguard.attacks.settings import Positive, checked_settings, setting_types
 from patchguard.detector import Inspection
 from patchguard.errors import PatchGuardError
 
@@ -113,7 +114,7 @@ class RankAware(PixelObjective):
         weight: float | str = "balanced",
         bandwidth: Positive = 0.25,
     ) -> None:
-        check("RankAware", {"bandwidth": bandwidth}, setting_types(RankAware))
+        checked_settings("RankAware", {"bandwidth": bandwidth}, setting_types(RankAware))
         statistics = PixelStatistics.of(maps, coverage)
         super().__init__(statistics.anomalous_fraction, weight)
         values, anomalous = pixels(maps, coverage)
@@ -142,7 +143,9 @@ class SmoothedCDF:
         bandwidth: half width of the kernel at half height, positive.
     """
 
-    def __init__(self, values: Doubles, weights: Doubles, centre: float, bandwidth: float) -> None:
+    def __init__(
+        self, values: DoubleArray, weights: DoubleArray, centre: float, bandwidth: float
+    ) -> None:
         self.centre = centre
         self.bandwidth = bandwidth
         place = np.arcsinh((values - centre) / bandwidth)
@@ -165,14 +168,14 @@ class SmoothedCDF:
         return heights + steps * (cells - cell)
 
 
-def _share_out(place: Doubles, weights: Doubles, knots: Doubles) -> Doubles:
+def _share_out(place: DoubleArray, weights: DoubleArray, knots: DoubleArray) -> DoubleArray:
     """Weights of values, in all 1, given to the knots [k] on either side, nearer ones more."""
     cells = (place - knots[0]) / (knots[1] - knots[0])
     cell = np.clip(cells.astype(np.int64), 0, len(knots) - 2)
     upper = (cells - cell) * weights
     below = np.bincount(cell, weights - upper, minlength=len(knots))
     above = np.bincount(cell + 1, upper, minlength=len(knots))
-    mass: Doubles = (below + above) / weights.sum()
+    mass: DoubleArray = (below + above) / weights.sum()
     return mass
 
 

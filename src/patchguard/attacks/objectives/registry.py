@@ -28,7 +28,7 @@ from patchguard.attacks.objectives.localization import (
 )
 from patchguard.attacks.objectives.objective import Objective
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.settings import check, setting_types
+from patchguard.attacks.settings import checked_settings, setting_types
 from patchguard.errors import PatchGuardError
 
 
@@ -79,7 +79,7 @@ class Factory:
         """
         types = setting_types(self.make)
         free = {name: kind for name, kind in types.items() if name not in self.fixed}
-        check(f"objective {self.name}", options, free)
+        checked_settings(f"objective {self.name}", options, free)
 
 
 class Registry(dict[str, Factory]):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from patchguard.arrays import DoubleArray
 from patchguard.errors import PatchGuardError
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,9 @@ class PixelStatistics:
         )
 
 
-def pixels(maps: np.ndarray | Tensor, coverage: np.ndarray | Tensor) -> tuple[Doubles, Doubles]:
+def pixels(
+    maps: np.ndarray | Tensor, coverage: np.ndarray | Tensor
+) -> tuple[DoubleArray, DoubleArray]:
     """Values and anomalous fractions of all pixels, each [N·S·S].
 
     Raises:
@@ -70,12 +70,12 @@ def pixels(maps: np.ndarray | Tensor, coverage: np.ndarray | Tensor) -> tuple[Do
     return values.ravel(), anomalous.ravel()
 
 
-def _array(values: np.ndarray | Tensor) -> Doubles:
+def _array(values: np.ndarray | Tensor) -> DoubleArray:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     return array.astype(np.float64)
 
 
-def _equal_error(values: Doubles, missed: Doubles, passed: Doubles) -> float:
+def _equal_error(values: DoubleArray, missed: DoubleArray, passed: DoubleArray) -> float:
     """The middle of the gap above the pixel at which the two error rates meet."""
     order = np.argsort(values)
     # Below a threshold: the missed anomalous share, plus the passed normal share, which is 1 less
@@ -86,7 +86,7 @@ def _equal_error(values: Doubles, missed: Doubles, passed: Doubles) -> float:
     return float(values[order[at]] + values[order[above]]) / 2
 
 
-def _spread(distances: Doubles, weights: Doubles) -> float:
+def _spread(distances: DoubleArray, weights: DoubleArray) -> float:
     """Weighted median; the mean where that is 0, and 1 where all are."""
     order = np.argsort(distances)
     reached = np.cumsum(weights[order])

@@ -7,8 +7,9 @@ from functools import cache
 import numpy as np
 from scipy import ndimage, special
 
+from patchguard.arrays import BoolArray, FloatArray
 from patchguard.data.foreground.shape import clean_mask, otsu_threshold, resize_mask
-from patchguard.data.images import BoolArray, FloatArray, Pixels
+from patchguard.data.images import Pixels
 
 _SIZE = 256
 _RING_WIDTH = 16

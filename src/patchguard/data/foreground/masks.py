@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import ForegroundConfig, ForegroundMethod
 from patchguard.data.foreground.border import border_mask
 from patchguard.data.foreground.saliency import (
@@ -25,15 +26,7 @@ from patchguard.data.foreground.store import (
     save_mask,
     weights_tag,
 )
-from patchguard.data.images import (
-    SUFFIXES,
-    BoolArray,
-    FloatArray,
-    ImageSource,
-    Pixels,
-    read_mask,
-    read_pixels,
-)
+from patchguard.data.images import SUFFIXES, ImageSource, Pixels, read_mask, read_pixels
 from patchguard.errors import PatchGuardError
 
 # `auto` takes a set for one object when this share of its images looks like one, and the middle
@@ -41,7 +34,7 @@ from patchguard.errors import PatchGuardError
 _LEAST_OBJECT_SHARE, _MOST_AREA_SPREAD = 0.75, 2.0
 _LEAST_AREA = 0.002
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def chosen_method(
@@ -56,7 +49,7 @@ def chosen_method(
         return config.method
     masks = _kept_masks(sources, "border", config, cache or default_store())
     method = _object_or_texture(masks)
-    logger.info("foreground: auto chose %s", method)
+    _LOG.info("foreground: auto chose %s", method)
     return method
 
 
@@ -175,7 +168,7 @@ def _fill_empty(masks: Iterable[BoolArray]) -> Iterator[BoolArray]:
         empty += not mask.any()
         yield mask if mask.any() else ~mask
     if empty:
-        logger.warning(
+        _LOG.warning(
             "no foreground found in %d of %d images: all of each counts as foreground",
             empty,
             count,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchguard.arrays import BoolArray, FloatArray
 from patchguard.data.foreground.shape import clean_mask, otsu_threshold, resize_mask
-from patchguard.data.images import BoolArray, FloatArray, Pixels, resize_map
+from patchguard.data.images import Pixels, resize_map
 from patchguard.errors import PatchGuardError
 
 if TYPE_CHECKING:

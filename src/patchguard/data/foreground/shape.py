@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from patchguard.data.images import BoolArray, FloatArray
+from patchguard.arrays import BoolArray, FloatArray
 
 _BINS = 256
 _LEAST_COMPONENT = 0.1

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchguard.data.images import BoolArray, ImageSource
+from patchguard.arrays import BoolArray
+from patchguard.data.images import ImageSource
 
 # Part of every key: raise it whenever a method, or the reading of images, changes masks.
 _VERSION = 1
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def default_store() -> Path:
@@ -46,7 +47,7 @@ def load_mask(store: Path, key: str) -> BoolArray | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # decoders raise whatever they stumble over
-        logger.warning(
+        _LOG.warning(
             "%s: cannot be read, the foreground mask is computed again (%s)",
             _entry(store, key),
             error,
@@ -66,7 +67,7 @@ def save_mask(store: Path, key: str, mask: BoolArray) -> None:
         Image.fromarray(mask).save(partial, format="PNG")
         partial.replace(entry)
     except OSError as error:
-        logger.warning("%s: the foreground mask is not kept (%s)", entry, error.strerror or error)
+        _LOG.warning("%s: the foreground mask is not kept (%s)", entry, error.strerror or error)
 
 
 def _entry(store: Path, key: str) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from patchguard.data.synthetic import fabric, plate, tablets
-from patchguard.data.synthetic.canvas import Array, Mask, Rng, changed, draw_lamp, photograph
+from patchguard.data.synthetic.canvas import Array, Mask, Rng, captured, draw_lamp, repainted
 from patchguard.errors import PatchGuardError
 from patchguard.files import sole_writer, write_whole
 
@@ -57,9 +57,9 @@ def render(category: str, defect: str | None, rng: Rng) -> tuple[Array, Mask]:
     mask = np.zeros(image.shape[:2], bool)
     if defect is not None:
         defective = lamp.shine(scene.DEFECTS[defect](part, defect_rng))
-        mask = changed(defective, image)
+        mask = repainted(defective, image)
         image = np.where(mask[..., None], defective, image)
-    return photograph(image, sensor_rng), mask
+    return captured(image, sensor_rng), mask
 
 
 def write_benchmark(

@@ -44,7 +44,7 @@ class Pose:
 
     def local(self) -> tuple[Array, Array]:
         """Part coordinates (u, v) of every pixel, each `[H, W]`, origin at the part's centre."""
-        x, y = grid()
+        x, y = _grid()
         cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
         dx, dy = x - np.float32(self.x), y - np.float32(self.y)
         return f32(cos) * dx + f32(sin) * dy, f32(cos) * dy - f32(sin) * dx
@@ -75,7 +75,7 @@ class Lamp:
 
     def shine(self, surface: Surface) -> Array:
         """The image `[H, W, 3]` of a surface, not yet clipped."""
-        x, y = grid()
+        x, y = _grid()
         dy, dx = np.gradient(surface.height)
         towards = f32(np.cos(self.azimuth)) * dx + f32(np.sin(self.azimuth)) * dy
         relief = (1 - f32(0.9) * towards) / np.sqrt(1 + dx * dx + dy * dy)
@@ -97,14 +97,14 @@ def draw_lamp(rng: Rng) -> Lamp:
     )
 
 
-def photograph(image: Array, rng: Rng) -> Array:
+def captured(image: Array, rng: Rng) -> Array:
     """Add sensor noise (shot and read-out) and clip to [0, 1]."""
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     sigma = f32(0.006) + f32(0.008) * np.sqrt(np.clip(image, 0, 1))
     return np.clip(image + sigma * noise, 0, 1)
 
 
-def changed(defective: Array, normal: Array) -> Mask:
+def repainted(defective: Array, normal: Array) -> Mask:
     """Where a defect shows, `[H, W]`: visible differences, gaps and specks of noise removed."""
     visible = np.abs(np.clip(defective, 0, 1) - np.clip(normal, 0, 1)).max(axis=2) > _CHANGE
     closed = ndimage.binary_closing(np.pad(visible, 2), np.ones((3, 3)))[2:-2, 2:-2]
@@ -125,7 +125,7 @@ def f32(values: ArrayLike) -> Array:
 
 
 @cache
-def grid() -> tuple[Array, Array]:
+def _grid() -> tuple[Array, Array]:
     """Pixel coordinates (x, y), each `[H, W]`; integers are pixel centres."""
     axis = np.arange(SIZE, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)

@@ -34,7 +34,7 @@ _BACKING = (0.10, 0.10, 0.12)
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """One piece of cloth.
 
     `u`, `v` `[H, W]` count threads across the warp and the weft; `warp`, `weft` `[64, 3]` are the
@@ -52,7 +52,7 @@ class Part:
     weft_rise: Array
 
 
-def draw(rng: Rng) -> Part:
+def draw_fabric(rng: Rng) -> _Part:
     """A normal piece of cloth, anywhere along the roll, slightly stretched and turned."""
     pose = draw_pose(rng, shift=_PITCH, angle=0.05, scale=0.03)
     u, v = pose.local()
@@ -60,10 +60,10 @@ def draw(rng: Rng) -> Part:
     v = v / f32(_PITCH) + f32(0.12) * smooth_noise(rng, 4)
     level = np.zeros((SIZE, SIZE), np.float32)
     fibres = (_streaks(rng, axis=0), _streaks(rng, axis=1))
-    return Part(pose, u, v, _dye(rng, _WARP), _dye(rng, _WEFT), fibres, level, level)
+    return _Part(pose, u, v, _dye(rng, _WARP), _dye(rng, _WEFT), fibres, level, level)
 
 
-def surface(part: Part) -> Surface:
+def _surface(part: _Part) -> Surface:
     """The threads on top of each other, darker the deeper they lie."""
     column, row = _index(part.u), _index(part.v)
     across_u, across_v = _across(part.u), _across(part.v)
@@ -113,7 +113,7 @@ def _at(values: Array, point: Array) -> float:
     return float(values[int(point[1]), int(point[0])])
 
 
-def missing_thread(part: Part, rng: Rng) -> Surface:
+def missing_thread(part: _Part, rng: Rng) -> Surface:
     """A weft thread torn out over part of the width: the backing shows between the warps."""
     middle = _anywhere(rng, 50)
     row = np.floor(_at(part.v, middle))
@@ -121,30 +121,30 @@ def missing_thread(part: Part, rng: Rng) -> Surface:
     span = np.abs(part.u - f32(_at(part.u, middle))) < f32(half)
     gone = (np.floor(part.v) == row) & span
     torn = replace(part, weft_rise=np.where(gone, f32(-4), part.weft_rise))
-    cloth = surface(torn)
+    cloth = _surface(torn)
     return Surface(blend(cloth.albedo, _BACKING, f32(0.45) * gone), cloth.height)
 
 
-def wrong_thread(part: Part, rng: Rng) -> Surface:
+def wrong_thread(part: _Part, rng: Rng) -> Surface:
     """A weft thread of another colour across the whole cloth."""
     row = _index(f32([_at(part.v, _anywhere(rng, 30))]))
     dyes = ((0.70, 0.16, 0.14), (0.13, 0.45, 0.22), (0.12, 0.12, 0.13))
     weft = part.weft.copy()
     weft[row] = f32(dyes[rng.integers(len(dyes))])
-    return surface(replace(part, weft=weft))
+    return _surface(replace(part, weft=weft))
 
 
-def misweave(part: Part, rng: Rng) -> Surface:
+def misweave(part: _Part, rng: Rng) -> Surface:
     """Warp threads that float over several wefts instead of passing under every second one."""
     middle = _anywhere(rng, 50)
     column, row = np.floor(_at(part.u, middle)), np.floor(_at(part.v, middle))
     wide, high = rng.integers(2, 4), rng.integers(5, 9)
     patch = (np.floor(part.u) - column >= 0) & (np.floor(part.u) - column < wide)
     patch &= (np.floor(part.v) - row >= 0) & (np.floor(part.v) - row < high)
-    return surface(replace(part, warp_rise=np.where(patch, f32(1.7), part.warp_rise)))
+    return _surface(replace(part, warp_rise=np.where(patch, f32(1.7), part.warp_rise)))
 
 
-def knot(part: Part, rng: Rng) -> Surface:
+def knot(part: _Part, rng: Rng) -> Surface:
     """A knot: a lump of wound-up weft lying on the cloth, with two loose ends."""
     centre = _anywhere(rng, 40)
     x, y = Pose(centre[0], centre[1], rng.uniform(-0.5, 0.5), 1).local()
@@ -154,14 +154,14 @@ def knot(part: Part, rng: Rng) -> Surface:
     tails = strokes([curve(centre, end, rng, 0.4) for end in ends], 3.2)
     body = np.maximum(cover(lump), tails)
     shadow = f32(0.6) * np.maximum(ramp(shifted(lump, 4, 4), 3, -3), shifted(tails, 2, 2))
-    cloth = surface(part)
+    cloth = _surface(part)
     windings = f32(0.86) + f32(0.14) * np.sin(f32(1.3) * (x + f32(0.6) * y))
     albedo = blend(cloth.albedo * (1 - shadow)[..., None], windings[..., None] * f32(0.92), body)
     height = cloth.height * (1 - body) + 4 * dome + f32(0.7) * tails
     return Surface(albedo, height)
 
 
-def stain(part: Part, rng: Rng) -> Surface:
+def stain(part: _Part, rng: Rng) -> Surface:
     """A drop of machine oil, soaked in: the weave shows through, with a darker rim."""
     x, y = Pose(0, 0, 0, 1).local()
     radius = rng.uniform(16, 27)
@@ -169,11 +169,11 @@ def stain(part: Part, rng: Rng) -> Surface:
     soaked = ramp(edge, 2, -2)
     rim = np.exp(-(((edge + 3) / 3) ** 2))
     loss = (f32(0.42) * soaked + f32(0.16) * rim)[..., None] * f32([0.8, 0.95, 1.25])
-    cloth = surface(part)
+    cloth = _surface(part)
     return Surface(cloth.albedo * (1 - loss), cloth.height)
 
 
-def hole(part: Part, rng: Rng) -> Surface:
+def hole(part: _Part, rng: Rng) -> Surface:
     """A hole with frayed edges: threads end at slightly different places and hang into it."""
     x, y = Pose(0, 0, 0, 1).local()
     centre, radius = _anywhere(rng, 35), rng.uniform(10, 15)
@@ -186,11 +186,11 @@ def hole(part: Part, rng: Rng) -> Surface:
         warp_rise=np.where(no_warp, f32(-6), part.warp_rise),
         weft_rise=np.where(no_weft, f32(-6), part.weft_rise),
     )
-    cloth = surface(torn)
+    cloth = _surface(torn)
     return Surface(cloth.albedo, np.where(no_warp & no_weft, f32(0.3), cloth.height))
 
 
-DEFECTS: dict[str, Callable[[Part, Rng], Surface]] = {
+FABRIC_DEFECTS: dict[str, Callable[[_Part, Rng], Surface]] = {
     "hole": hole,
     "knot": knot,
     "missing_thread": missing_thread,

@@ -38,7 +38,7 @@ _MAT = (0.13, 0.15, 0.17)
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """One plate: where it lies, its textures `[H, W]` and the centres of its corner holes."""
 
     pose: Pose
@@ -47,13 +47,13 @@ class Part:
     holes: tuple[tuple[float, float], ...] = _CORNERS
 
 
-def draw(rng: Rng) -> Part:
+def draw_plate(rng: Rng) -> _Part:
     """A normal plate."""
     pose = draw_pose(rng, shift=7, angle=0.09, scale=0.03)
-    return Part(pose, _brushing(rng, pose), _rubber(rng))
+    return _Part(pose, _brushing(rng, pose), _rubber(rng))
 
 
-def surface(part: Part) -> Surface:
+def _surface(part: _Part) -> Surface:
     """The plate as it should be."""
     return _finish(part, _outline(part))
 
@@ -74,7 +74,7 @@ def _rubber(rng: Rng) -> Array:
     return f32(f32(0.04) * ndimage.uniform_filter(grain, 3) + f32(0.008) * smooth_noise(rng, 12))
 
 
-def _outline(part: Part) -> Array:
+def _outline(part: _Part) -> Array:
     """Signed distance to the metal: the plate less its holes, slots and bore."""
     u, v = part.pose.local()
     metal = rounded_box(u, v, _HALF, _CORNER_RADIUS)
@@ -84,7 +84,7 @@ def _outline(part: Part) -> Array:
     return f32(np.maximum(metal, -np.minimum.reduce(cuts)) * f32(part.pose.scale))
 
 
-def _finish(part: Part, outline: Array) -> Surface:
+def _finish(part: _Part, outline: Array) -> Surface:
     """Mat, shadow, metal and chamfered edges for an outline (signed distance, `[H, W]`)."""
     shade = 1 - f32(0.6) * ramp(shifted(outline, 5, 5), 6, -4)
     mat = (f32(_MAT) + part.mat[..., None]) * shade[..., None]
@@ -93,7 +93,7 @@ def _finish(part: Part, outline: Array) -> Surface:
     return Surface(blend(mat, metal, cover(outline)), height)
 
 
-def _spot(part: Part, rng: Rng, margin: float) -> Array:
+def _spot(part: _Part, rng: Rng, margin: float) -> Array:
     """A point of the plate, in part coordinates, `margin` from every edge and hole."""
     while True:
         u, v = rng.uniform([-80, -56], [80, 56])
@@ -105,7 +105,7 @@ def _spot(part: Part, rng: Rng, margin: float) -> Array:
             return f32([u, v])
 
 
-def _path_on(part: Part, outline: Array, rng: Rng) -> Array:
+def _path_on(part: _Part, outline: Array, rng: Rng) -> Array:
     """A curve in pixel coordinates `[N, 2]` that crosses hardly any hole."""
     while True:
         start, stop = _spot(part, rng, 6), _spot(part, rng, 6)
@@ -115,13 +115,13 @@ def _path_on(part: Part, outline: Array, rng: Rng) -> Array:
             return path
 
 
-def missing_hole(part: Part, rng: Rng) -> Surface:
+def missing_hole(part: _Part, rng: Rng) -> Surface:
     """A corner hole that was never drilled."""
     gone = int(rng.integers(len(part.holes)))
-    return surface(replace(part, holes=part.holes[:gone] + part.holes[gone + 1 :]))
+    return _surface(replace(part, holes=part.holes[:gone] + part.holes[gone + 1 :]))
 
 
-def oval_hole(part: Part, rng: Rng) -> Surface:
+def oval_hole(part: _Part, rng: Rng) -> Surface:
     """A corner hole drilled twice, the second time beside the first."""
     centre = f32(part.holes[rng.integers(len(part.holes))])
     angle = rng.uniform(0, 2 * np.pi)
@@ -130,7 +130,7 @@ def oval_hole(part: Part, rng: Rng) -> Surface:
     return _finish(part, np.maximum(_outline(part), -cut))
 
 
-def burr(part: Part, rng: Rng) -> Surface:
+def burr(part: _Part, rng: Rng) -> Surface:
     """Torn metal left standing on part of the bore's edge."""
     u, v = part.pose.local()
     middle, spread = rng.uniform(-np.pi, np.pi), rng.uniform(0.55, 0.85)
@@ -141,24 +141,24 @@ def burr(part: Part, rng: Rng) -> Surface:
     depth = f32(_BORE_RADIUS) - np.hypot(u, v)
     inside = np.maximum(-depth - 3, depth - reach)
     torn = np.where(off < 1, cover(inside * f32(part.pose.scale)), 0)
-    base = surface(part)
+    base = _surface(part)
     folds = f32(0.08) * np.sin(depth * f32(0.9) + 2 * np.sin(theta * 9))
     steel = f32([0.78, 0.78, 0.79]) + folds[..., None]
     return Surface(blend(base.albedo, steel, torn), base.height + f32(0.8) * torn)
 
 
-def scratch(part: Part, rng: Rng) -> Surface:
+def scratch(part: _Part, rng: Rng) -> Surface:
     """A bent groove with one bright flank and one dark flank."""
     outline = _outline(part)
     path = _path_on(part, outline, rng)
     metal = cover(outline)
     groove, flank = strokes([path], 2.2) * metal, strokes([path + 1.5], 1.8) * metal
-    base = surface(part)
+    base = _surface(part)
     albedo = blend(blend(base.albedo, (0.95, 0.95, 0.96), flank), (0.22, 0.22, 0.23), groove)
     return Surface(albedo, base.height)
 
 
-def rust(part: Part, rng: Rng) -> Surface:
+def rust(part: _Part, rng: Rng) -> Surface:
     """Rust that grew around a hole's edge and pitted the metal."""
     u, v = part.pose.local()
     hole = f32(part.holes[rng.integers(len(part.holes))])
@@ -167,22 +167,22 @@ def rust(part: Part, rng: Rng) -> Surface:
     pits = f32(0.5) * smooth_noise(rng, 64) + f32(0.5) * smooth_noise(rng, 32)
     alpha = f32(0.9) * ramp(edge + 3 * pits, 3, -3) * cover(_outline(part))
     colour = f32([0.47, 0.25, 0.11]) + f32([0.10, 0.07, 0.04]) * pits[..., None]
-    base = surface(part)
+    base = _surface(part)
     return Surface(blend(base.albedo, colour, alpha), base.height + f32(0.35) * alpha * pits)
 
 
-def dent(part: Part, rng: Rng) -> Surface:
+def dent(part: _Part, rng: Rng) -> Surface:
     """A dent from a dropped tool: a round hollow that mirrors the light the other way."""
     radius = rng.uniform(11, 14)
     centre = _spot(part, rng, 9)
     hollow = np.clip(1 - (disc(*part.pose.local(), centre, 0) / f32(radius)) ** 2, 0, 1)
     hollow = hollow * cover(_outline(part))
-    base = surface(part)
+    base = _surface(part)
     albedo = base.albedo * (1 - f32(0.25) * ramp(hollow, 0, 0.5))[..., None]
     return Surface(albedo, base.height - f32(rng.uniform(4.5, 6)) * hollow**2)
 
 
-def bent_corner(part: Part, rng: Rng) -> Surface:
+def bent_corner(part: _Part, rng: Rng) -> Surface:
     """A corner folded down: it turns from the light and its tip is foreshortened."""
     u, v = part.pose.local()
     su, sv = f32(np.sign(part.holes[rng.integers(len(part.holes))]))
@@ -200,7 +200,7 @@ def bent_corner(part: Part, rng: Rng) -> Surface:
     )
 
 
-DEFECTS: dict[str, Callable[[Part, Rng], Surface]] = {
+PLATE_DEFECTS: dict[str, Callable[[_Part, Rng], Surface]] = {
     "bent_corner": bent_corner,
     "burr": burr,
     "dent": dent,

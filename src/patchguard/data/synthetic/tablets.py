@@ -60,7 +60,7 @@ _STROKES: dict[str, tuple[Array, ...]] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """One tablet: where it lies, its textures `[H, W]`, the code and where the print sits."""
 
     pose: Pose
@@ -70,26 +70,26 @@ class Part:
     code: str = _CODE
 
 
-def draw(rng: Rng) -> Part:
+def draw_tablets(rng: Rng) -> _Part:
     """A normal tablet; the print is up to 2 px off its place."""
     pose = draw_pose(rng, shift=8, angle=0.12, scale=0.03)
     speckle = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
     powder = f32(0.03) * ndimage.uniform_filter(speckle, 2) + f32(0.008) * smooth_noise(rng, 9)
     lint = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
     tray = f32(0.03) * ndimage.uniform_filter(lint, 3) + f32(0.01) * smooth_noise(rng, 7)
-    return Part(pose, powder, tray, f32(rng.uniform(-2, 2, 2)))
+    return _Part(pose, powder, tray, f32(rng.uniform(-2, 2, 2)))
 
 
-def surface(part: Part) -> Surface:
+def _surface(part: _Part) -> Surface:
     """The tablet as it should be."""
     return _finish(part, _outline(part))
 
 
-def _outline(part: Part) -> Array:
+def _outline(part: _Part) -> Array:
     return rounded_box(*part.pose.local(), _HALF, _HALF[1]) * f32(part.pose.scale)
 
 
-def _finish(part: Part, outline: Array) -> Surface:
+def _finish(part: _Part, outline: Array) -> Surface:
     """Tray, shadow, dome, score line and print, cut to an outline (signed distance, `[H, W]`)."""
     u, _ = part.pose.local()
     shade = 1 - f32(0.65) * ramp(shifted(outline, 7, 7), 9, -6)
@@ -104,7 +104,7 @@ def _finish(part: Part, outline: Array) -> Surface:
     )
 
 
-def _printed(part: Part) -> Array:
+def _printed(part: _Part) -> Array:
     """Opacity `[H, W]` of the printed code."""
     lines = (
         part.pose.pixels(line * f32(_GLYPH_HALF) + f32([centre, 0]) + part.print_shift)
@@ -126,7 +126,7 @@ def _edge_point(rng: Rng, inset: float) -> Array:
     return middle + (_HALF[1] - f32(inset)) * toward
 
 
-def chip(part: Part, rng: Rng) -> Surface:
+def chip(part: _Part, rng: Rng) -> Surface:
     """A piece broken off the edge: the rough core shows beside the gap."""
     u, v = part.pose.local()
     bite = blob(rng, u, v, _edge_point(rng, rng.uniform(-4, 2)), rng.uniform(15, 21), 0.12)
@@ -141,7 +141,7 @@ def chip(part: Part, rng: Rng) -> Surface:
     return Surface(blend(base.albedo, core, rough), f32(height))
 
 
-def crack(part: Part, rng: Rng) -> Surface:
+def crack(part: _Part, rng: Rng) -> Surface:
     """A crack that runs in from the edge and forks."""
     start = _edge_point(rng, 1)
     aim = f32(rng.uniform([-50, -15], [50, 15])) - start
@@ -152,19 +152,19 @@ def crack(part: Part, rng: Rng) -> Surface:
     tablet = cover(_outline(part))
     gap = strokes([part.pose.pixels(main), part.pose.pixels(side)], 2.4) * tablet
     flank = shifted(gap, 1, 1) * tablet
-    base = surface(part)
+    base = _surface(part)
     albedo = blend(blend(base.albedo, _CORE, f32(0.8) * flank), (0.2, 0.17, 0.15), f32(0.9) * gap)
     return Surface(albedo, base.height)
 
 
-def missing_print(part: Part, rng: Rng) -> Surface:
+def missing_print(part: _Part, rng: Rng) -> Surface:
     """One character of the code was not printed."""
-    return surface(replace(part, code=_misprinted(rng, "    ")))
+    return _surface(replace(part, code=_misprinted(rng, "    ")))
 
 
-def wrong_print(part: Part, rng: Rng) -> Surface:
+def wrong_print(part: _Part, rng: Rng) -> Surface:
     """One character of the code is another one."""
-    return surface(replace(part, code=_misprinted(rng, "4487")))
+    return _surface(replace(part, code=_misprinted(rng, "4487")))
 
 
 def _misprinted(rng: Rng, wrong: str) -> str:
@@ -173,18 +173,18 @@ def _misprinted(rng: Rng, wrong: str) -> str:
     return _CODE[:place] + wrong[place] + _CODE[place + 1 :]
 
 
-def spot(part: Part, rng: Rng) -> Surface:
+def spot(part: _Part, rng: Rng) -> Surface:
     """A brown discoloured spot where moisture came through the coating."""
     u, v = part.pose.local()
     radius = rng.uniform(11, 17)
     edge = blob(rng, u, v, _edge_point(rng, rng.uniform(24, 48)), radius, 0.15)
     soaked = ramp(edge, 3, -5) * cover(_outline(part))
-    base = surface(part)
+    base = _surface(part)
     loss = soaked[..., None] * f32([0.22, 0.40, 0.60])
     return Surface(base.albedo * (1 - loss), base.height)
 
 
-def fibre(part: Part, rng: Rng) -> Surface:
+def fibre(part: _Part, rng: Rng) -> Surface:
     """A hair lying across the tablet."""
     middle = f32(rng.uniform([-55, -20], [55, 20]))
     angle, half = rng.uniform(0, np.pi), rng.uniform(38, 55)
@@ -192,12 +192,12 @@ def fibre(part: Part, rng: Rng) -> Surface:
     path = part.pose.pixels(curve(middle - reach, middle + reach, rng, 0.5))
     hair = strokes([path], 2.4)
     shadow = f32(0.3) * strokes([path + f32([2, 2.5])], 2.4)
-    base = surface(part)
+    base = _surface(part)
     albedo = blend(base.albedo * (1 - shadow)[..., None], (0.30, 0.10, 0.09), f32(0.95) * hair)
     return Surface(albedo, base.height)
 
 
-DEFECTS: dict[str, Callable[[Part, Rng], Surface]] = {
+TABLET_DEFECTS: dict[str, Callable[[_Part, Rng], Surface]] = {
     "chip": chip,
     "crack": crack,
     "fibre": fibre,

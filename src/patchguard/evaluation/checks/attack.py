@@ -19,7 +19,7 @@ from patchguard.attacks.square import Square
 from patchguard.attacks.universal import UniversalPerturbation
 from patchguard.config import parse_eps
 from patchguard.detector import Detector
-from patchguard.evaluation.checks.context import GRADIENT, CheckContext, Recorder, auroc
+from patchguard.evaluation.checks.context import GRADIENT, CheckContext, Recorder, image_auroc
 from patchguard.evaluation.checks.verdict import Verdict, at_most, skipped
 from patchguard.evaluation.metrics import pixel_metrics
 from patchguard.evaluation.worst_case import worst_scores
@@ -216,7 +216,7 @@ def unbounded(context: CheckContext) -> Verdict:
     )
 
 
-def noise(context: CheckContext) -> Verdict:
+def random_noise(context: CheckContext) -> Verdict:
     """S15: share of images on which random noise beats gradients."""
     return _against_gradients(
         context, "noise", RandomNoise(image_score, draws=500), 0.01, "Random noise"
@@ -309,7 +309,7 @@ def _rising_members(context: CheckContext) -> dict[str, float]:
     curves: dict[str, dict[float, float]] = {}
     for entry in context.attacked:
         if entry.kind in GRADIENT and entry.objective in DETECTION:
-            value = auroc(entry.scored.scores, context.test.labels)
+            value = image_auroc(entry.scored.scores, context.test.labels)
             curves.setdefault(entry.attack, {})[parse_eps(entry.eps)] = value
     rises = {
         name: max(
@@ -330,7 +330,7 @@ def _broken_at(context: CheckContext) -> str:
     broken = [
         worst.eps
         for worst in sorted(context.worst, key=lambda worst: parse_eps(worst.eps))
-        if auroc(worst.scores, labels) <= 0.5
+        if image_auroc(worst.scores, labels) <= 0.5
     ]
     return f"; its ranking falls to chance at eps {broken[0]}" if broken else ""
 
@@ -388,7 +388,7 @@ def _from_results(context: CheckContext, kind: str) -> float | None:
     if not ours or not gradient:
         return None
     labels = context.test.labels
-    sides = [auroc(_worst_scores(each, labels), labels) for each in (gradient, ours)]
+    sides = [image_auroc(_worst_scores(each, labels), labels) for each in (gradient, ours)]
     return sides[0] - sides[1]
 
 

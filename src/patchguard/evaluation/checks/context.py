@@ -31,7 +31,7 @@ stronger."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class AttackedBatch:
     """Images on the detector's device: [B, 3, H, W], labels [B] bool, masks [B, H, W]."""
 
     images: Tensor
@@ -123,10 +123,10 @@ class CheckContext:
         return np.concatenate(chosen)
 
     @cached_property
-    def batch(self) -> Batch:
+    def batch(self) -> AttackedBatch:
         """The images that checks attack."""
         device, chosen = device_of(self.detector), torch.from_numpy(self.chosen)
-        return Batch(
+        return AttackedBatch(
             self.test.images[chosen].to(device),
             torch.from_numpy(self.test.labels)[chosen].to(device),
             self.test.coverage()[chosen].to(device),
@@ -197,7 +197,7 @@ class CheckContext:
 
     def auroc(self, values: Tensor) -> float:
         """Image AUROC of the chosen images from the attacker's values [B]; a tie is half a win."""
-        return auroc(self.as_scores(values), self.batch.labels)
+        return image_auroc(self.as_scores(values), self.batch.labels)
 
     def as_scores(self, values: Tensor) -> Tensor:
         """Scores [..., B] of the chosen images from the attacker's values, or the other way."""
@@ -223,7 +223,7 @@ class Recorder:
         return value
 
 
-def auroc(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
+def image_auroc(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
     """Image AUROC of scores [N] against labels [N]; nan when a class is absent."""
     return image_metrics(_array(scores), _array(labels)).auroc
 

@@ -15,7 +15,7 @@ from patchguard.attacks.suite import LEGACY
 from patchguard.attacks.transfer import Resized
 from patchguard.config import parse_eps, parse_size
 from patchguard.detector import device_of, to_tensor
-from patchguard.evaluation.checks.context import CheckContext, auroc
+from patchguard.evaluation.checks.context import CheckContext, image_auroc
 from patchguard.evaluation.checks.verdict import Verdict, at_most, skipped
 from patchguard.evaluation.metrics import image_metrics
 
@@ -71,9 +71,9 @@ def quantisation(context: CheckContext) -> Verdict:
     else:
         clean, attacked = context.batch.images.cpu(), context.reference.found.images.cpu()
         labels, eps = context.batch.labels.cpu().numpy(), context.eps
-    stored = eight_bit(attacked, clean, eps)
-    before = auroc(context.scores(attacked), labels)
-    after = auroc(_deployed(context, stored), labels)
+    stored = eight_bit_check(attacked, clean, eps)
+    before = image_auroc(context.scores(attacked), labels)
+    after = image_auroc(_deployed(context, stored), labels)
     return at_most(
         abs(after - before),
         _ONE_POINT,
@@ -110,7 +110,7 @@ def capture_resolution(context: CheckContext) -> Verdict:
             graph.append(float(through.eval()(found).score))
         deployed.append(context.deployed(found[0].permute(1, 2, 0).cpu().numpy()))
     labels = context.batch.labels.cpu().numpy()
-    attacked, real = auroc(np.array(graph), labels), auroc(np.array(deployed), labels)
+    attacked, real = image_auroc(np.array(graph), labels), image_auroc(np.array(deployed), labels)
     inside = context.auroc(context.reference.found.values)
     numbers = f"AUROC {real:.3f}, against {inside:.3f} attacked at the detector's size"
     return at_most(
@@ -295,7 +295,7 @@ def selection(context: CheckContext) -> Verdict:
     )
 
 
-def eight_bit(attacked: Tensor, clean: Tensor, eps: float) -> Tensor:
+def eight_bit_check(attacked: Tensor, clean: Tensor, eps: float) -> Tensor:
     """Attacked images at 8 bits per channel, in the ball around the image at 8 bits.
 
     Args:

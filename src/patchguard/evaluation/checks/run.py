@@ -40,7 +40,7 @@ CHECKS = (
     Registered("S12", "step sizes", attack.step_sizes),
     Registered("S13", "larger radii", attack.eps_curve, quick=True),
     Registered("S14", "no limit", attack.unbounded, quick=True),
-    Registered("S15", "random noise", attack.noise),
+    Registered("S15", "random noise", attack.random_noise),
     Registered("S16", "attack without gradients", attack.square),
     Registered("S17", "transferred attack", attack.transfer),
     Registered("S18", "universal perturbation", attack.universal),
