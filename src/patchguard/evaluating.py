@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchguard import __version__
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.suite import Member, members
@@ -100,7 +99,7 @@ def versions() -> dict[str, str]:
     """Versions of everything that decides a number."""
     packages = ("torch", "timm", "lightning", "numpy")
     return {
-        "patchguard": __version__,
+        "patchguard": version("patchguard-ad"),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }

@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
-import patchguard
 from patchguard.detector import Detector
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.outcome import Scored
@@ -165,7 +164,7 @@ def code_digest(package: Path | None = None) -> str:
         package: folder of the code; that of this package when absent.
     """
     found = hashlib.sha256()
-    for path in _deciding(package or Path(patchguard.__file__).parent):
+    for path in _deciding(package or Path(__file__).parents[1]):
         found.update(path.read_bytes())
     return found.hexdigest()
 
