@@ -11,7 +11,10 @@ from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.fabric.loggers.csv_logs import CSVLogger
+from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchguard.files import encodable
@@ -20,7 +23,7 @@ from patchguard.results.run_folder import RESUME
 from patchguard.runtime import Runtime
 from patchguard.stopping import StopRequest
 from patchguard.training.batches import Batch
-from patchguard.training.module import AdversarialTraining, images_of
+from patchguard.training.module import AdversarialTraining, Measured, images_of
 from patchguard.training.monitor import look
 from patchguard.training.resume import ResumeFile
 
@@ -45,7 +48,7 @@ class Loop:
         self.training = training
         self.folder = folder
         self.runtime = runtime
-        self.fabric = _fabric(runtime.device, training.config.precision)
+        self.fabric = _fabric(runtime.device)
         self._loss, self._optimizer = self.fabric.setup(training, training.optimizer())
         self._watched = watched and self.fabric.to_device(images_of(watched))
         self._resume = ResumeFile(folder / RESUME.name, training, self._optimizer.optimizer)
@@ -94,11 +97,19 @@ class Loop:
                 self._resume.save()
         self._resume.save()
 
+    def _attacked_loss(self, batch: Batch) -> tuple[Tensor, Measured]:
+        # Nothing cast is kept for later: weight perturbation moves the weights in between.
+        half = self.training.config.precision == "bf16"
+        kind = self.fabric.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False):
+            found: tuple[Tensor, Measured] = self._loss(batch)
+        return found
+
     def _step(self, batch: Batch, clock: float) -> dict[str, float]:
         """One step of the optimiser; returns what was measured, for which it waits for a GPU."""
         training, clip = self.training, self.training.config.gradient_clip
         training.begin_step(self._optimizer, self.fabric.global_rank)
-        loss, measured = self._loss(self.fabric.to_device(batch))
+        loss, measured = self._attacked_loss(self.fabric.to_device(batch))
         self._optimizer.zero_grad()
         self.fabric.backward(loss)
         training.weight_perturbation.pop()
@@ -131,14 +142,13 @@ class Loop:
             )
 
 
-def _fabric(device: torch.device, precision: str) -> Fabric:
-    # Which of the two speaks of precision and of matrix products depends on what was imported last.
+def _fabric(device: torch.device) -> Fabric:
+    # Which of the two speaks of matrix products depends on what was imported last.
     for package in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{package}.utilities.rank_zero").setLevel(logging.WARNING)
     return Fabric(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
 
 

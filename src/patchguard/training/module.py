@@ -255,7 +255,8 @@ class AdversarialTraining(nn.Module):
 
         def norm(loss: Tensor) -> Tensor:
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            return torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+            found: Tensor = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+            return found
 
         share = norm(part)
         return share / (share + norm(rest))
