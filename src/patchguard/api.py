@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
-from patchguard.files import printable, sole_writer
+from patchguard.files import sole_writer
 
 DEFAULT_RECIPE = "fast"
 DEMO_CATEGORY = "fabric"
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from patchguard.evaluation.test_set import TestSet
     from patchguard.models.patchguard import PatchGuard
     from patchguard.report.study import Failure
+    from patchguard.reporter import Reporter
+    from patchguard.runtime import Runtime
     from patchguard.studying import Planned
     from patchguard.training.material import Material
 
@@ -41,6 +43,8 @@ def fit(
     groups: str | None = None,
     resume: bool = False,
     evaluation: EvaluationConfig | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
 ) -> Path:
     """From a folder of normal images to a calibrated, attacked detector and its report.
 
@@ -65,6 +69,8 @@ def fit(
         resume: continue the interrupted run in ``out`` with the settings it was started with; where
             no training got so far, start one.
         evaluation: the attacks of the evaluation.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Returns:
         The run folder: :func:`load` reads it, ``report.html`` in it is for people.
@@ -74,7 +80,9 @@ def fit(
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
     from patchguard import fitting, outputs
+    from patchguard.runtime import Runtime
 
+    runtime = Runtime.on(device, reporter)
     folder = Path(out) if out else Path("runs") / Path(data).resolve().name
     settings = FitConfig(
         data=str(data),
@@ -94,22 +102,25 @@ def fit(
         there = folder.exists()
         if there:
             lock.enter_context(outputs.writing(folder))
-        settings = _settings_of(folder, settings, resume, own_length)
+        settings = _settings_of(folder, settings, resume, own_length, runtime.reporter)
         fitting.check(settings)
-        material = fitting.prepared(Path(data), settings, _tell)
+        material = fitting.prepared(Path(data), settings, runtime.reporter.tell)
         if not there:  # only now, so that a mistake leaves no folder behind
             lock.enter_context(outputs.writing(folder))
             _check_unbegun(folder)
-        _fit(folder, settings, material, str(data))
+        _fit(folder, settings, material, str(data), runtime)
     return folder
 
 
-def _fit(folder: Path, settings: FitConfig, material: Material, data: str) -> None:
+def _fit(
+    folder: Path, settings: FitConfig, material: Material, data: str, runtime: Runtime
+) -> None:
     """What :func:`fit` does once it has the folder to itself."""
     from patchguard import evaluating, fitting, outputs
 
-    _tell(material.summary)
-    fitting.tell_of_shortfall(material, settings.false_alarm_rate, _tell)
+    tell = runtime.reporter.tell
+    tell(material.summary)
+    fitting.tell_of_shortfall(material, settings.false_alarm_rate, tell)
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
     outputs.claim(folder, outputs.RUN)
@@ -118,8 +129,8 @@ def _fit(folder: Path, settings: FitConfig, material: Material, data: str) -> No
     if settings.twin and fitting.is_defended(settings):
         runs[folder / evaluating.TWIN] = fitting.undefended(settings)
     for run, of_run in runs.items():
-        fitting.fit_detector(material, of_run, run, tell=_tell)
-    test, name = evaluating.test_set(material, settings, _tell)
+        fitting.fit_detector(material, of_run, run, runtime=runtime)
+    test, name = evaluating.test_set(material, settings, tell)
     # The twin first: its worst case is the control of the checks.
     for run in reversed(runs):
         evaluating.renew_run(
@@ -130,10 +141,10 @@ def _fit(folder: Path, settings: FitConfig, material: Material, data: str) -> No
             data=data,
             seed=settings.seed,
             twin=run != folder,
-            tell=_tell,
+            runtime=runtime,
         )
-        _tell(evaluating.outcome(run))
-    _write_report(folder)
+        tell(evaluating.outcome(run))
+    _write_report(folder, tell)
 
 
 def load(run: str | Path) -> PatchGuard:
@@ -156,6 +167,8 @@ def evaluate(
     seed: int = 0,
     strict: bool = False,
     trust: bool = False,
+    device: str = "auto",
+    reporter: Reporter | None = None,
 ) -> Path:
     """Attack any detector on labelled test images and say what the worst case is.
 
@@ -170,6 +183,8 @@ def evaluate(
         seed: of all random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
         trust: unpickle a checkpoint, which runs whatever code is in it.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Returns:
         The file of metrics. Finished work is kept beside it: called again after a stop, the
@@ -184,23 +199,26 @@ def evaluate(
     from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import detector_named
     from patchguard.results.run_folder import METRICS, is_run
+    from patchguard.runtime import Runtime
     from patchguard.training.material import tell_of
 
     config = evaluation or EvaluationConfig()
     if seed < 0:
         raise PatchGuardError(f"seed is {seed}; it must be 0 or more")
     suite_of(config)
+    runtime = Runtime.on(device, reporter)
+    tell = runtime.reporter.tell
     found = detector_named(str(detector), trust=trust)
     tree = scan_test(Path(data), strict=strict, full_scale=found.full_scale)
-    tell_of(tree, _tell)
+    tell_of(tree, tell)
     require_labelled(tree)
-    test = evaluating.labelled(tree, found.image_size, _tell)
+    test = evaluating.labelled(tree, found.image_size, tell)
     folder = Path(detector)
     if is_run(folder):
         if out is not None:
             raise PatchGuardError(f"--out {out}: the results of a run folder go into {folder}")
         with outputs.writing(folder):
-            _evaluate_run(folder, test, config, data=str(data), seed=seed)
+            _evaluate_run(folder, test, config, data=str(data), seed=seed, runtime=runtime)
         return folder / METRICS
     folder = Path(out) if out else Path("evaluations") / found.name
     outputs.check_apart(folder, [data])
@@ -208,24 +226,31 @@ def evaluate(
     with outputs.writing(folder):
         outputs.claim(folder, outputs.EVALUATION)
         evaluating.evaluate_other(
-            folder, found, test, config, data=str(data), seed=seed, tell=_tell
+            folder, found, test, config, data=str(data), seed=seed, runtime=runtime
         )
-        _tell(evaluating.outcome(folder))
-        write_leaderboard(folder, out=folder / evaluating.LEADERBOARD)
+        tell(evaluating.outcome(folder))
+        write_leaderboard(folder, out=folder / evaluating.LEADERBOARD, reporter=runtime.reporter)
     return folder / METRICS
 
 
 def _evaluate_run(
-    folder: Path, test: TestSet, config: EvaluationConfig, *, data: str, seed: int
+    folder: Path,
+    test: TestSet,
+    config: EvaluationConfig,
+    *,
+    data: str,
+    seed: int,
+    runtime: Runtime,
 ) -> None:
     """A run and, before it, its twin."""
     from patchguard import evaluating
     from patchguard.results.run_folder import MANIFEST
     from patchguard.results.schema import LABELLED
 
+    tell = runtime.reporter.tell
     twin = folder / evaluating.TWIN
     if twin.exists() and not (twin / MANIFEST).exists():
-        _tell(f"{twin} is unfinished and left out")
+        tell(f"{twin} is unfinished and left out")
     for run in (twin, folder):
         if (run / MANIFEST).exists():
             evaluating.evaluate_run(
@@ -236,10 +261,10 @@ def _evaluate_run(
                 data=data,
                 seed=seed,
                 twin=run == twin,
-                tell=_tell,
+                runtime=runtime,
             )
-            _tell(evaluating.outcome(run))
-    _write_report(folder)
+            tell(evaluating.outcome(run))
+    _write_report(folder, tell)
 
 
 def doctor(
@@ -251,6 +276,8 @@ def doctor(
     seed: int = 0,
     strict: bool = False,
     trust: bool = False,
+    device: str = "auto",
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate as :func:`evaluate` does, with every self-check, also the slow ones.
 
@@ -262,17 +289,31 @@ def doctor(
 
     config = replace(evaluation or EvaluationConfig(), all_checks=True)
     path = evaluate(
-        detector, data, out=out, evaluation=config, seed=seed, strict=strict, trust=trust
+        detector,
+        data,
+        out=out,
+        evaluation=config,
+        seed=seed,
+        strict=strict,
+        trust=trust,
+        device=device,
+        reporter=reporter,
     )
     return [check.model_dump() for check in read_as(Result, path).checks]
 
 
-def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html") -> Path:
+def write_leaderboard(
+    cards: str | Path,
+    *,
+    out: str | Path = "leaderboard.html",
+    reporter: Reporter | None = None,
+) -> Path:
     """One page that compares all robustness cards below a folder.
 
     Args:
         cards: a folder that holds ``card.json`` files at any depth; former ones do not count.
         out: HTML file to write.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
         PatchGuardError: no card, a damaged one, or a file of somebody else at ``out``.
@@ -288,7 +329,7 @@ def write_leaderboard(cards: str | Path, *, out: str | Path = "leaderboard.html"
         raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
     check_file(Path(out), "--out", MARKS)
     path = render_leaderboard(found, Path(out))
-    _tell(f"leaderboard: {path}")
+    _reporter(reporter).tell(f"leaderboard: {path}")
     return path
 
 
@@ -299,6 +340,8 @@ def predict(
     out: str | Path,
     maps: bool = False,
     overwrite: bool = False,
+    device: str = "auto",
+    reporter: Reporter | None = None,
     each: Callable[[Prediction], None] = lambda _: None,
 ) -> list[Prediction]:
     """Scores, verdicts and overlays of new images, at the resolution they came in.
@@ -311,6 +354,8 @@ def predict(
         out: folder for ``scores.csv``, ``scores.json`` and ``overlays``.
         maps: also write the raw anomaly maps, float32 ``.npy``.
         overwrite: remove the finished predictions in ``out`` first; nothing else in it is touched.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
         each: called with each prediction as it is made.
 
     Returns:
@@ -324,13 +369,15 @@ def predict(
     from patchguard.deploy.outputs import PredictionFolder
     from patchguard.deploy.pipeline import load_pipeline
     from patchguard.deploy.predict import find_inputs, write_predictions
-    from patchguard.detector import device
     from patchguard.files import absolute
     from patchguard.results.run_folder import manifest_digest
+    from patchguard.runtime import Runtime
 
+    runtime = Runtime.on(device, reporter)
+    tell = runtime.reporter.tell
     paths = [Path(path) for path in _several(images)]
     inputs = find_inputs(paths)
-    pipeline = load_pipeline(Path(run), device())
+    pipeline = load_pipeline(Path(run), runtime.device)
     purpose = {
         "detector": manifest_digest(Path(run)),
         "images": [str(absolute(path)) for path in paths],
@@ -339,38 +386,51 @@ def predict(
     folder = PredictionFolder(Path(out), purpose)
     with closing(folder):
         for path in folder.open(overwrite=overwrite):
-            _tell(f"{path} was changed since it was written and is left where it is")
+            tell(f"{path} was changed since it was written and is left where it is")
         if folder.rows:
-            _tell(f"{len(folder.rows)} images are done already")
+            tell(f"{len(folder.rows)} images are done already")
         if inputs.listing.others:
             told = named(inputs.listing.others, inputs.root)
-            _tell(f"{len(inputs.listing.others)} files of other types are not read: {told}")
+            tell(f"{len(inputs.listing.others)} files of other types are not read: {told}")
         return write_predictions(pipeline, inputs, folder, maps=maps, each=each)
 
 
-def write_report(run: str | Path) -> Path:
-    """Render ``report.html`` of a run folder from the files in it; returns its path."""
+def write_report(run: str | Path, *, reporter: Reporter | None = None) -> Path:
+    """Render ``report.html`` of a run folder from the files in it.
+
+    Args:
+        run: run folder.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
+
+    Returns:
+        The report.
+    """
     from patchguard.outputs import writing
     from patchguard.results.run_folder import read_plain_config
 
     read_plain_config(Path(run))
     with writing(Path(run)):
-        return _write_report(Path(run))
+        return _write_report(Path(run), _reporter(reporter).tell)
 
 
-def _write_report(run: Path) -> Path:
+def _write_report(run: Path, tell: Callable[[str], None]) -> Path:
     from patchguard.report.render import render_report
     from patchguard.results.run_folder import METRICS
 
     path = render_report(run)
     if not (run / METRICS).exists():
-        _tell(f"{run} is not evaluated yet: patchguard evaluate {run} DATA")
-    _tell(f"report: {path}")
+        tell(f"{run} is not evaluated yet: patchguard evaluate {run} DATA")
+    tell(f"report: {path}")
     return path
 
 
 def write_anomalies(
-    data: str | Path, *, out: str | Path, recipe: Recipe | str | None = None, seed: int = 0
+    data: str | Path,
+    *,
+    out: str | Path,
+    recipe: Recipe | str | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
 ) -> Path:
     """A picture of training images, their foregrounds and pseudo-anomalies made from them.
 
@@ -382,6 +442,7 @@ def write_anomalies(
         out: PNG file to write.
         recipe: a recipe, its name or its YAML file.
         seed: of the split and of the pseudo-anomalies.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
         PatchGuardError: bad input, or a file of somebody else at ``out``; its one line says what
@@ -393,8 +454,9 @@ def write_anomalies(
 
     check_file(Path(out), "--out", (GALLERY_MARK,))
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
-    material = fitting.prepared(Path(data), settings, _tell)
-    _tell(material.summary)
+    tell = _reporter(reporter).tell
+    material = fitting.prepared(Path(data), settings, tell)
+    tell(material.summary)
     fitting.write_training_gallery(material, Path(out), seed)
     return Path(out)
 
@@ -425,6 +487,8 @@ def study(
     minutes: float | None = None,
     twin: bool = False,
     evaluation: EvaluationConfig | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
 ) -> Path:
     """Fit every recipe on every data set with every seed, and write one page of results.
 
@@ -442,6 +506,8 @@ def study(
         minutes: length in minutes of training, in place of the recipes'.
         twin: also train the undefended twin of every run.
         evaluation: the attacks.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Returns:
         The page.
@@ -452,7 +518,9 @@ def study(
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
     from patchguard import outputs, studying
+    from patchguard.runtime import Runtime
 
+    Runtime.on(device)  # fails before any run does
     folders = studying.data_names(_several(data))
     files = studying.recipe_names(_several(DEFAULT_RECIPE if recipes is None else recipes))
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
@@ -480,7 +548,7 @@ def study(
         twin=twin,
     )
     with sole_writer(Path(out)):
-        failures = _carry_out(runs, path, written)
+        failures = _carry_out(runs, path, written, device, _reporter(reporter))
     if failures:
         raise PatchGuardError(
             f"{len(failures)} of {len(runs)} runs failed, first {failures[0].run}: "
@@ -489,26 +557,45 @@ def study(
     return path
 
 
-def _carry_out(runs: Sequence[Planned], path: Path, command: str) -> list[Failure]:
+def _carry_out(
+    runs: Sequence[Planned], path: Path, command: str, device: str, reporter: Reporter
+) -> list[Failure]:
     """Make the runs of a study and write its page; returns those that failed."""
     from patchguard import studying
     from patchguard.files import write_whole
     from patchguard.report import study as report
 
-    failures = studying.carry_out(runs, _fit_planned, _tell)
+    def fit_planned(run: Planned) -> None:
+        fit(
+            run.settings.data,
+            out=run.folder,
+            recipe=run.settings.recipe,
+            seed=run.settings.seed,
+            twin=run.settings.twin,
+            resume=run.folder.exists(),
+            evaluation=run.settings.evaluation,
+            device=device,
+            reporter=reporter,
+        )
+
+    failures = studying.carry_out(runs, fit_planned, reporter.tell)
     found = studying.read_all(runs)
     if found:
         write_whole(path, report.study_page(found, failures, command))
         for line in (*report.summary(found).splitlines(), "", f"results: {path}"):
-            _tell(line)
+            reporter.tell(line)
     return failures
 
 
-def demo(out: str | Path = "demo") -> Path:
+def demo(
+    out: str | Path = "demo", *, device: str = "auto", reporter: Reporter | None = None
+) -> Path:
     """The whole job on a category of the built-in benchmark, with its undefended twin.
 
     Args:
         out: folder for the images and the run; an interrupted demo is continued.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
+        reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Returns:
         The run folder.
@@ -527,18 +614,8 @@ def demo(out: str | Path = "demo") -> Path:
         recipe="fast",
         steps=None if is_begun(run) else DEMO_STEPS,
         resume=run.exists(),
-    )
-
-
-def _fit_planned(run: Planned) -> None:
-    fit(
-        run.settings.data,
-        out=run.folder,
-        recipe=run.settings.recipe,
-        seed=run.settings.seed,
-        twin=run.settings.twin,
-        resume=run.folder.exists(),
-        evaluation=run.settings.evaluation,
+        device=device,
+        reporter=reporter,
     )
 
 
@@ -575,7 +652,9 @@ def _check_unbegun(folder: Path) -> None:
         )
 
 
-def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bool) -> FitConfig:
+def _settings_of(
+    folder: Path, settings: FitConfig, resume: bool, own_length: bool, reporter: Reporter
+) -> FitConfig:
     """The settings of a new run, or those of the run that is resumed.
 
     A folder in which no training got so far that it could be resumed is used again.
@@ -584,7 +663,9 @@ def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bo
 
     if not is_begun(folder):
         if resume:
-            _tell(f"{folder} holds nothing to resume: a new run begins, as this command says")
+            reporter.tell(
+                f"{folder} holds nothing to resume: a new run begins, as this command says"
+            )
         return settings
     if not resume:
         raise PatchGuardError(f"{folder} holds a run already; add --resume or choose another --out")
@@ -595,9 +676,11 @@ def _settings_of(folder: Path, settings: FitConfig, resume: bool, own_length: bo
             f"{folder} was begun with {before}, which a resumed run keeps: give no --steps, "
             "--epochs or --minutes, or choose another --out"
         )
-    _tell(f"continuing {folder} with the settings in its {CONFIG}")
+    reporter.tell(f"continuing {folder} with the settings in its {CONFIG}")
     return recorded
 
 
-def _tell(line: str) -> None:
-    print(printable(line), flush=True)
+def _reporter(given: Reporter | None) -> Reporter:
+    from patchguard.reporter import Silent
+
+    return given or Silent()

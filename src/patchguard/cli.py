@@ -17,6 +17,7 @@ from patchguard import __version__, api
 from patchguard.config import EvaluationConfig, Recipe, in_our_words, instantiate, recipe_path
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.files import printable
+from patchguard.reporter import Speaking
 from patchguard.stopping import signals_stop
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def fit(
     full_scale: float | Literal["auto"] | None = None,
     groups: str | None = None,
     resume: bool = False,
+    device: str = "auto",
 ) -> None:
     """Train, calibrate, attack and report on a folder of normal images.
 
@@ -62,6 +64,7 @@ def fit(
             and held out: a CSV table (file, group), or a regular expression on the path.
         resume: continue the interrupted run in OUT with the settings it was started with; where no
             training got so far, start one.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
     """
     api.fit(
         data,
@@ -78,6 +81,8 @@ def fit(
         groups=groups,
         resume=resume,
         evaluation=evaluation,
+        device=device,
+        reporter=Speaking(),
     )
 
 
@@ -89,6 +94,7 @@ def evaluate(
     seed: int = 0,
     strict: bool = False,
     trust: bool = False,
+    device: str = "auto",
 ) -> None:
     """Attack any detector on labelled test images; go on where a stopped evaluation was.
 
@@ -101,9 +107,18 @@ def evaluate(
         seed: of the attacks' random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
         trust: unpickle a checkpoint, which runs whatever code is in it.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
     """
     api.evaluate(
-        detector, data, out=out, evaluation=evaluation, seed=seed, strict=strict, trust=trust
+        detector,
+        data,
+        out=out,
+        evaluation=evaluation,
+        seed=seed,
+        strict=strict,
+        trust=trust,
+        device=device,
+        reporter=Speaking(),
     )
 
 
@@ -115,6 +130,7 @@ def doctor(
     seed: int = 0,
     strict: bool = False,
     trust: bool = False,
+    device: str = "auto",
 ) -> None:
     """Check whether the evaluation of a detector can be believed; status 1 if it cannot.
 
@@ -127,9 +143,18 @@ def doctor(
         seed: of the attacks' random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
         trust: unpickle a checkpoint, which runs whatever code is in it.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
     """
     checks = api.doctor(
-        detector, data, out=out, evaluation=evaluation, seed=seed, strict=strict, trust=trust
+        detector,
+        data,
+        out=out,
+        evaluation=evaluation,
+        seed=seed,
+        strict=strict,
+        trust=trust,
+        device=device,
+        reporter=Speaking(),
     )
     for check in checks:
         value = "" if check["value"] is None else f"{check['value']:.4g}"
@@ -151,7 +176,7 @@ def leaderboard(cards: str, out: str = "leaderboard.html") -> None:
         cards: a folder that holds card.json files at any depth: of runs and of evaluations.
         out: HTML file to write.
     """
-    api.write_leaderboard(cards, out=out)
+    api.write_leaderboard(cards, out=out, reporter=Speaking())
 
 
 def predict(
@@ -160,6 +185,7 @@ def predict(
     out: str = "predictions",
     maps: bool = False,
     overwrite: bool = False,
+    device: str = "auto",
 ) -> None:
     """Scores, verdicts and overlays of new images, at the resolution they came in.
 
@@ -169,6 +195,7 @@ def predict(
         out: folder for scores.csv, scores.json and overlays; a stopped prediction goes on in it.
         maps: also write the raw anomaly maps (float32 .npy).
         overwrite: replace finished predictions in OUT.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
     """
     faults = 0
 
@@ -181,7 +208,16 @@ def predict(
         if found.score is not None:
             print(f"{found.verdict:9}  {found.score:8.3f}  p {found.p_value:.3f}  {name}")
 
-    done = api.predict(run, images, out=out, maps=maps, overwrite=overwrite, each=show)
+    done = api.predict(
+        run,
+        images,
+        out=out,
+        maps=maps,
+        overwrite=overwrite,
+        device=device,
+        reporter=Speaking(),
+        each=show,
+    )
     print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
     if faults:
         raise PatchGuardError(
@@ -196,7 +232,7 @@ def report(run: str) -> None:
     Args:
         run: run folder.
     """
-    api.write_report(run)
+    api.write_report(run, reporter=Speaking())
 
 
 def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int = 0) -> None:
@@ -208,7 +244,8 @@ def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int =
         out: PNG file to write.
         seed: of the pseudo-anomalies.
     """
-    print(f"written: {printable(api.write_anomalies(data, out=out, recipe=recipe, seed=seed))}")
+    path = api.write_anomalies(data, out=out, recipe=recipe, seed=seed, reporter=Speaking())
+    print(f"written: {printable(path)}")
 
 
 def synthetic(out: str, seed: int = 0) -> None:
@@ -232,6 +269,7 @@ def study(
     steps: int | None = None,
     minutes: float | None = None,
     twin: bool = False,
+    device: str = "auto",
 ) -> None:
     """Fit recipes on data sets with several seeds; one page of results. Goes on after a stop.
 
@@ -245,6 +283,7 @@ def study(
         steps: length in optimiser steps, in place of the recipes'.
         minutes: length in minutes of training, in place of the recipes'.
         twin: also train the undefended twin of every run.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
     """
     api.study(
         data,
@@ -256,16 +295,19 @@ def study(
         minutes=minutes,
         twin=twin,
         evaluation=evaluation,
+        device=device,
+        reporter=Speaking(),
     )
 
 
-def demo(out: str = "demo") -> None:
+def demo(out: str = "demo", device: str = "auto") -> None:
     """The whole job on a rendered data set: minutes later, a report to look at.
 
     Args:
         out: folder for the images and the run; an interrupted demo is continued.
+        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
     """
-    api.demo(out)
+    api.demo(out, device=device, reporter=Speaking())
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

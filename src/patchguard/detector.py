@@ -62,11 +62,6 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
 
 
-def device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def device_of(detector: Detector) -> torch.device:
     """The device of the detector's weights; the CPU for one without any."""
     tensors = itertools.chain(detector.parameters(), detector.buffers())

@@ -21,7 +21,7 @@ from patchguard.attacks.suite import Member, members
 from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite
 from patchguard.data.folder import ImageFolder
 from patchguard.deploy.pipeline import load_pipeline
-from patchguard.detector import Detector, device
+from patchguard.detector import Detector
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluation.protocol import (
     Evaluation,
@@ -36,7 +36,6 @@ from patchguard.files import printable, write_whole
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import load_detector
 from patchguard.outputs import keep_former
-from patchguard.report.progress import Watching
 from patchguard.results.card import Card, CardDetector, headline, robustness_card
 from patchguard.results.files import read_as, to_json, write_json
 from patchguard.results.run_folder import (
@@ -60,6 +59,7 @@ from patchguard.results.schema import (
     Result,
     headline_eps,
 )
+from patchguard.runtime import Runtime
 from patchguard.training.material import Material
 
 Tell = Callable[[str], None]
@@ -138,7 +138,7 @@ def evaluate_run(
     data: str,
     seed: int,
     twin: bool = False,
-    tell: Tell = print,
+    runtime: Runtime,
 ) -> Evaluation:
     """Evaluate the detector of a run folder and write everything into that folder.
 
@@ -146,11 +146,11 @@ def evaluate_run(
     the source of transfer attacks. The twin itself falls to the quick suite, so that is what it
     gets, at the radii of the suite asked for.
     """
-    subject = _subject(folder, test, test_name, twin)
+    subject = _subject(folder, test, test_name, twin, runtime)
     if twin:
         config = _quick(config)
     evaluation = evaluate_into(
-        folder, subject, test, test_name, config, data=data, seed=seed, tell=tell
+        folder, subject, test, test_name, config, data=data, seed=seed, runtime=runtime
     )
     # Last, as it is what says that the evaluation is finished.
     seal(folder, METRICS)
@@ -166,22 +166,25 @@ def renew_run(
     data: str,
     seed: int,
     twin: bool = False,
-    tell: Tell = print,
+    runtime: Runtime,
 ) -> None:
     """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
     if is_sealed(folder, METRICS):
         asked = _quick(config) if twin else config
         used = test if asked.images is None else test.subset(asked.images)
-        changed = _changed(folder, _protocol(used, test_name, asked, data, seed).told())
+        protocol = _protocol(used, test_name, asked, data, seed, runtime)
+        changed = _changed(folder, protocol.told())
         if not changed:
             if not (folder / CARD).exists():
-                subject = _subject(folder, test, test_name, twin)
+                subject = _subject(folder, test, test_name, twin, runtime)
                 _write_card(folder, _recorded(folder), subject, used, data)
             return
-        tell(f"{folder} is evaluated anew: {', '.join(changed)} changed since it was evaluated")
+        runtime.reporter.tell(
+            f"{folder} is evaluated anew: {', '.join(changed)} changed since it was evaluated"
+        )
     elif METRICS in read_manifest(folder):
-        tell(f"{folder} is evaluated anew: its {METRICS} is missing or altered")
-    evaluate_run(folder, test, test_name, config, data=data, seed=seed, twin=twin, tell=tell)
+        runtime.reporter.tell(f"{folder} is evaluated anew: its {METRICS} is missing or altered")
+    evaluate_run(folder, test, test_name, config, data=data, seed=seed, twin=twin, runtime=runtime)
 
 
 def _changed(folder: Path, asked: Mapping[str, Any]) -> list[str]:
@@ -206,9 +209,9 @@ def _recorded(folder: Path) -> Result:
     return read_as(Result, folder / METRICS)
 
 
-def _subject(folder: Path, test: TestSet, test_name: str, twin: bool) -> Subject:
+def _subject(folder: Path, test: TestSet, test_name: str, twin: bool, runtime: Runtime) -> Subject:
     """The detector of a run folder, with what its evaluation has to know."""
-    pipeline = load_pipeline(folder, device())
+    pipeline = load_pipeline(folder, runtime.device)
     # The self-test's normals set the threshold: rates at it would only repeat that.
     threshold = pipeline.calibration.threshold if test_name == LABELLED else None
     control = folder / TWIN
@@ -218,7 +221,7 @@ def _subject(folder: Path, test: TestSet, test_name: str, twin: bool) -> Subject
         identity=provenance["weights_sha256"] + provenance["config_sha256"],
         threshold=threshold,
         twin_auroc=worst_auroc(control) if controlled else {},
-        sources={TWIN: load_detector(control).to(device())} if controlled else {},
+        sources={TWIN: load_detector(control).to(runtime.device)} if controlled else {},
         deployed=pipeline.score,
         provenance=provenance,
         checks=not twin,
@@ -247,7 +250,7 @@ def evaluate_other(
     *,
     data: str,
     seed: int,
-    tell: Tell = print,
+    runtime: Runtime,
 ) -> Evaluation:
     """Evaluate a detector that is not a run folder, into ``folder``."""
     provenance = {
@@ -258,8 +261,11 @@ def evaluate_other(
     }
     known = Surroundings(identity=found.sha256, threshold=found.threshold, provenance=provenance)
     _probe(found, test)
-    subject = Subject(found.name, found.kind, found.sha256, found.detector.to(device()), known)
-    return evaluate_into(folder, subject, test, LABELLED, config, data=data, seed=seed, tell=tell)
+    detector = found.detector.to(runtime.device)
+    subject = Subject(found.name, found.kind, found.sha256, detector, known)
+    return evaluate_into(
+        folder, subject, test, LABELLED, config, data=data, seed=seed, runtime=runtime
+    )
 
 
 def evaluate_into(
@@ -271,7 +277,7 @@ def evaluate_into(
     *,
     data: str,
     seed: int,
-    tell: Tell = print,
+    runtime: Runtime,
 ) -> Evaluation:
     """Evaluate any detector; write ``gallery.npz``, ``card.json`` and, last, ``metrics.json``.
 
@@ -279,7 +285,7 @@ def evaluate_into(
     """
     began = time.monotonic()
     try:
-        with Watching(printable(subject.name)) as watching:
+        with runtime.reporter.progress("minute") as advance:
             evaluation = evaluate_detector(
                 subject.detector,
                 test,
@@ -287,7 +293,8 @@ def evaluate_into(
                 known=subject.known,
                 seed=seed,
                 cache=folder / CACHE,
-                advance=watching.advance,
+                gpus=runtime.gpus,
+                advance=lambda what, done: advance(f"{subject.name}: {what}", done),
             )
     except KeyboardInterrupt:
         raise Interrupted(
@@ -295,7 +302,7 @@ def evaluate_into(
             "again to go on (fit: with --resume)"
         ) from None
     seconds = round(time.monotonic() - began, 1)
-    protocol = _protocol(evaluation.test, test_name, config, data, seed, seconds)
+    protocol = _protocol(evaluation.test, test_name, config, data, seed, runtime, seconds)
     result = Result(protocol=protocol, **dict(evaluation.summary))
     former = _former(folder)
     if former is not None and _says_the_same(former, result):
@@ -304,7 +311,7 @@ def evaluate_into(
     else:
         kept = keep_former(folder, RESULTS)
         if kept is not None:
-            tell(f"the former results are kept in {kept}")
+            runtime.reporter.tell(f"the former results are kept in {kept}")
         if (folder / MANIFEST).exists():
             unseal(folder, METRICS)
         (folder / REPORT).unlink(missing_ok=True)
@@ -402,6 +409,7 @@ def _protocol(
     config: EvaluationConfig,
     data: str,
     seed: int,
+    runtime: Runtime,
     seconds: float = math.nan,
 ) -> Protocol:
     suite = suite_of(config)
@@ -426,7 +434,7 @@ def _protocol(
         looks=config.looks,
         attacked_resolution=test.images.shape[-1],
         seed=seed,
-        device=device().type,
+        device=runtime.device.type,
         versions=versions(),
         seconds=seconds,
     )

@@ -15,7 +15,6 @@ import torch
 from patchguard.anomalies.gallery import gallery, write_gallery
 from patchguard.config import FitConfig, parse_eps
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
-from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluating import versions
 from patchguard.evaluation.protocol import suite_of
@@ -37,6 +36,7 @@ from patchguard.results.run_folder import (
     seal,
     write_config,
 )
+from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material, prepare
 from patchguard.training.train import check_settings, total_steps, train
@@ -66,12 +66,12 @@ def is_defended(settings: FitConfig) -> bool:
     return parse_eps(settings.recipe.training.attack.eps) > 0
 
 
-def provenance(material: Material, weights: str) -> dict[str, Any]:
+def provenance(material: Material, weights: str, runtime: Runtime) -> dict[str, Any]:
     """What decides a number besides the settings; ``weights`` is what the training starts from."""
     return {
         "start_sha256": start_digest(weights),
         "versions": versions(),
-        "device": f"{device().type}, {torch.get_num_threads()} threads",
+        "device": runtime.described,
         "foreground": material.foreground,
         "varied_by": material.changes,
         "full_scale": material.folder.full_scale,
@@ -154,8 +154,11 @@ def write_training_gallery(material: Material, path: Path, seed: int) -> None:
     write_gallery(path, picture)
 
 
-def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell: Tell) -> None:
+def fit_detector(
+    material: Material, settings: FitConfig, folder: Path, *, runtime: Runtime
+) -> None:
     """Train and calibrate into ``folder``; nothing to do when that is done already."""
+    tell = runtime.reporter.tell
     if is_trained(folder, tell):
         tell(f"{folder} is trained already")
         # Left there where a kill came after the manifest.
@@ -169,10 +172,16 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
         # Curves of a start that left nothing to resume would be taken for a part of this one's.
         set_aside(logs, ("csv", "tensorboard"))
     logs.mkdir(parents=True, exist_ok=True)
-    write_config(folder, settings, provenance(material, recipe.model.weights))
+    known = provenance(material, recipe.model.weights, runtime)
+    write_config(folder, settings, known)
     try:
         trained = train(
-            dataset, recipe.model, recipe.training, seed=settings.seed, folder=logs, tell=tell
+            dataset,
+            recipe.model,
+            recipe.training,
+            seed=settings.seed,
+            folder=logs,
+            runtime=runtime,
         )
     except OSError as error:  # of the loggers, which name no file
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -188,9 +197,10 @@ def fit_detector(material: Material, settings: FitConfig, folder: Path, *, tell:
         "switched_to_pgd2_at_step": trained.switched_at,
         "selection": {"rule": trained.selection, "on_test": False},
     }
-    write_config(folder, settings, provenance(material, recipe.model.weights) | training)
+    write_config(folder, settings, known | training)
     save_detector(trained.detector, folder, material.folder.full_scale)
-    calibration = calibrate(trained.detector, material, settings.false_alarm_rate)
+    detector = trained.detector.to(runtime.device)
+    calibration = calibrate(detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)
     seal(folder, CONFIG, *_detector_files(folder))
     (folder / RESUME).unlink()
@@ -231,7 +241,7 @@ def calibrate(detector: PatchGuard, material: Material, false_alarm_rate: float)
     images = material.held_out.images
     scores = np.concatenate(
         [
-            score_images(detector.to(device()), _batch(images[first : first + 32]), 32).scores
+            score_images(detector, _batch(images[first : first + 32]), 32).scores
             for first in range(0, len(images), 32)
         ]
     )

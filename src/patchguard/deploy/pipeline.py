@@ -56,7 +56,7 @@ class Pipeline:
         batch = torch.stack([self.preprocessor(image) for image in images])
         with full_precision():
             detection = self.detector(batch.to(device_of(self.detector)))
-        scores = detection.score.double().cpu().numpy()
+        scores = detection.score.cpu().double().numpy()
         maps = detection.anomaly_map.float().cpu().numpy()
         return [
             Judgement(float(score), float(p_value), bool(anomalous), anomaly_map)

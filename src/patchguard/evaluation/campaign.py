@@ -43,6 +43,7 @@ class Campaign:
         seed: of all random draws.
         sources: detectors that transfer attacks are made on, by name.
         parallel: more than one worker; off for random detectors, whose draws all workers share.
+        gpus: that attacks may run on besides the detector's device.
     """
 
     detector: Detector
@@ -53,6 +54,7 @@ class Campaign:
     seed: int
     sources: Mapping[str, Detector] = field(default_factory=dict)
     parallel: bool = True
+    gpus: Sequence[torch.device] = ()
 
     @cached_property
     def coverage(self) -> Tensor:
@@ -133,7 +135,7 @@ def run_tasks(campaign: Campaign, tasks: Sequence[Task]) -> Iterator[float]:
     stopped = Event()
     done: list[str] = []
     total = sum(len(task.kept) for task in tasks)
-    with _devices(campaign.detector) as devices:
+    with _devices(campaign) as devices:
         workers = _workers(campaign, devices[: len(tasks) if campaign.parallel else 1])
         for worker in workers:
             idle.put(worker)
@@ -229,15 +231,14 @@ def _workers(campaign: Campaign, devices: Sequence[torch.device]) -> list[_Worke
 
 
 @contextmanager
-def _devices(detector: Detector) -> Iterator[list[torch.device]]:
-    """One device for each worker: every GPU, or the CPU as often as there are threads.
+def _devices(campaign: Campaign) -> Iterator[list[torch.device]]:
+    """One device for each worker: the GPUs, or the CPU as often as there are threads.
 
     On the CPU each worker has one thread, which is faster than sharing them.
     """
-    first = device_of(detector)
-    if first.type == "cuda":
-        others = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-        yield [first, *(other for other in others if other.index != (first.index or 0))]
+    first = device_of(campaign.detector)
+    if first.type != "cpu":
+        yield [first, *(other for other in campaign.gpus if other != first)]
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

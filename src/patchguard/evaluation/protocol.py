@@ -147,6 +147,7 @@ def evaluate_detector(
     known: Surroundings | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    gpus: Sequence[torch.device] = (),
     advance: Callable[[str, float], None] = lambda what, done: None,
 ) -> Evaluation:
     """Clean and worst-case metrics of a detector on a labelled test set, and the self-checks.
@@ -161,6 +162,7 @@ def evaluate_detector(
         known: what else is known of the detector.
         seed: of all random draws.
         cache: folder for finished work, which a later call with the same arguments goes on from.
+        gpus: to attack on at once, besides the detector's device.
         advance: called with what is being done, and the fraction of it that is done.
 
     Raises:
@@ -189,6 +191,7 @@ def evaluate_detector(
             seed,
             known.sources,
             parallel=config.looks == 1,
+            gpus=gpus,
         )
         findings = _Findings(campaign, suite, known, advance)
         summary = findings.summary()

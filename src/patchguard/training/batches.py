@@ -18,7 +18,8 @@ from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.config import DataConfig
 from patchguard.data.stack import Stack
 from patchguard.data.variation import varied
-from patchguard.detector import device, to_tensor
+from patchguard.detector import to_tensor
+from patchguard.errors import PatchGuardError
 
 
 class Batch(TypedDict):
@@ -95,6 +96,8 @@ class TrainingImages(Dataset[Batch]):
         return batch
 
 
+_CPU = torch.device("cpu")
+
 _NO_EPOCH = 2**31
 """Further than any training gets."""
 
@@ -106,14 +109,20 @@ class StepSampler(Sampler[list[Draw]]):
     """Endless batches that depend on the seed and the step alone.
 
     Epochs are concatenated permutations, so every batch is full and a run resumed at any step
-    sees what the uninterrupted run would have seen.
+    sees what the uninterrupted run would have seen. Of several processes each draws its share of
+    the batch that one would draw.
 
     Args:
         images: how many there are.
-        batch_size: of them in a batch.
+        batch_size: of them in a batch, over all processes.
         seed: of the permutations.
         progress: the fraction of the training done at a step, in [0, 1].
         first_step: where to begin.
+        rank: which of the processes this one is.
+        world_size: how many there are.
+
+    Raises:
+        PatchGuardError: a batch cannot be split into equal shares.
     """
 
     def __init__(
@@ -123,18 +132,28 @@ class StepSampler(Sampler[list[Draw]]):
         seed: int,
         progress: Callable[[int], float],
         first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        if batch_size % world_size:
+            raise PatchGuardError(
+                f"training.batch_size is {batch_size}; {world_size} processes need a multiple of "
+                f"{world_size}, so that all images weigh the same"
+            )
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.progress = progress
         self.first_step = first_step
+        self.rank = rank
+        self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order_epoch, order = -1, np.empty(0, dtype=int)
         for step in count(self.first_step):
             batch, progress = [], self.progress(step)
-            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
+            first, end = step * self.batch_size, (step + 1) * self.batch_size
+            for place in range(first + self.rank, end, self.world_size):
                 epoch, offset = divmod(place, self.images)
                 if epoch != order_epoch:
                     order_epoch = epoch
@@ -148,7 +167,10 @@ def training_loader(
     batch_size: int,
     progress: Callable[[int], float],
     *,
+    device: torch.device = _CPU,
     first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Batch]:
     """Batches from ``first_step`` on; results do not depend on the number of workers.
 
@@ -156,20 +178,26 @@ def training_loader(
         dataset: what they are made of.
         batch_size: normal images in each, and as many pseudo-anomalies.
         progress: the fraction of the training done at a step, in [0, 1].
+        device: where they are needed.
         first_step: where to begin.
+        rank: which of the training processes this one is.
+        world_size: how many there are; each has its share of a batch.
     """
-    workers = workers_for(dataset.config)
+    workers = workers_for(dataset.config, device)
+    sampler = StepSampler(
+        len(dataset), batch_size, dataset.seed, progress, first_step, rank, world_size
+    )
     return DataLoader(
         dataset,
-        batch_sampler=StepSampler(len(dataset), batch_size, dataset.seed, progress, first_step),
+        batch_sampler=sampler,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
     )
 
 
-def workers_for(config: DataConfig) -> int:
+def workers_for(config: DataConfig, device: torch.device) -> int:
     """How many processes prepare batches: one keeps up with a CPU, a GPU waits for one.
 
     Measured by ``benchmarks/throughput.py``.
@@ -178,7 +206,7 @@ def workers_for(config: DataConfig) -> int:
         return config.workers
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count() or 1
-    return min(_MOST_WORKERS, max(1, cores - 1)) if device().type == "cuda" else 1
+    return min(_MOST_WORKERS, max(1, cores - 1)) if device.type == "cuda" else 1
 
 
 def _start_worker(_worker: int) -> None:

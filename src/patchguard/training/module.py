@@ -1,16 +1,14 @@
-"""Adversarial training as a Lightning module, and the schedule that drives it."""
+"""Adversarial training: what a step does, and the schedule that drives it."""
 
 from __future__ import annotations
 
 import math
-import time
 from copy import copy, deepcopy
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from patchguard.attacks.objectives import legacy
@@ -23,6 +21,9 @@ from patchguard.training.batches import Batch
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.monitor import replacement
 from patchguard.training.persistent import Perturbations
+
+Measured = dict[str, Tensor]
+"""What a step measures for the logs, by name."""
 
 LOG_EVERY = 10
 RARELY = 10 * LOG_EVERY
@@ -49,7 +50,7 @@ def images_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return images, masks.flatten(1).any(1), masks
 
 
-class AdversarialTraining(lightning.LightningModule):
+class AdversarialTraining(nn.Module):
     """Minimise the patch loss on attacked normals and pseudo-anomalies.
 
     Learning rate and eps follow :meth:`progress`, be the length given in steps or in minutes.
@@ -64,6 +65,8 @@ class AdversarialTraining(lightning.LightningModule):
         images: how many normal images there are.
 
     Attributes:
+        step: how many steps of the optimiser are behind it.
+        elapsed: seconds that they took.
         switched_at: the step at which a single-step attack was given up for PGD-2, if it was.
         midway: the step at hand has begun to change what a resumed run starts from.
     """
@@ -84,15 +87,15 @@ class AdversarialTraining(lightning.LightningModule):
         self.seed = seed
         self.patch_loss = PatchLoss(config.anomalous_weight, config.least_cover)
         self.attack = inner_attack(self.patch_loss, config.attack)
-        self.switched_at: int | None = None
         self.eps = parse_eps(config.attack.eps)
         self.perturbations = (
             Perturbations(images, model.image_size) if config.attack.persistent else None
         )
         self.weight_perturbation = WeightPerturbation(model)
-        self.midway = True
+        self.step = 0
         self.elapsed = 0.0
-        self._clock = 0.0
+        self.switched_at: int | None = None
+        self.midway = False
 
     @property
     def detector(self) -> PatchGuard:
@@ -101,7 +104,7 @@ class AdversarialTraining(lightning.LightningModule):
 
     def progress(self) -> float:
         """The fraction of the training that is done, in [0, 1]."""
-        return self.progress_at(self.global_step)
+        return self.progress_at(self.step)
 
     def progress_at(self, step: int) -> float:
         """The same at another step; what is known of it now when the length is in minutes."""
@@ -124,37 +127,36 @@ class AdversarialTraining(lightning.LightningModule):
     def switch_attack(self) -> None:
         """From now on PGD-2 instead of the single step."""
         self.attack = replacement(self.attack)
-        self.switched_at = self.global_step
+        self.switched_at = self.step
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        # Lightning clips no gradients of a fused optimiser in mixed precision.
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new one, of the model's weights."""
         return torch.optim.AdamW(
             self.model.parameters(),
             lr=self.config.lr,
             weight_decay=self.config.weight_decay,
-            fused=True if self.config.precision == "32" else None,
+            fused=True,
         )
 
-    def on_train_start(self) -> None:
-        self._clock = time.monotonic() - self.elapsed
-        self.midway = False
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
-        if self.progress() >= 1:  # resumed where the last step had been made
-            return -1
-        entropy = [self.seed, self.global_step, self.global_rank]
+    def begin_step(self, optimizer: torch.optim.Optimizer, rank: int = 0) -> None:
+        """Set what depends on the step alone: random draws, learning rate, and what learns."""
+        entropy = [self.seed, self.step, rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+        for group in optimizer.param_groups:
             group["lr"] = self.current_lr()
         self.model.backbone.requires_grad_(self.progress() >= self.config.head_first)
-        return None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def forward(self, batch: Batch) -> tuple[Tensor, Measured]:
+        """The loss of a batch under attack, and what is measured of it now and then.
+
+        With weight perturbation the weights are left at where the loss is larger; they go back
+        once the gradients are there.
+        """
         images, labels, masks = images_of(batch)
         attacked = self.attacked(batch, images, labels, masks)
-        if self._every(RARELY) and all(hasattr(block, "attn") for block in self.model.blocks):
-            degrees = attention_degrees(self.model, attacked).mean(1)
-            self.log_now({f"attention_degree_{n}": float(d) for n, d in enumerate(degrees, 1)})
+        measured: Measured = {}
+        if self._every(RARELY):
+            measured |= self._attention_degrees(attacked)
         if self.config.attack.keep_clean:
             attacked, masks = torch.cat([images, attacked]), torch.cat([masks, masks])
         if self.config.awp and self.current_eps():
@@ -163,14 +165,14 @@ class AdversarialTraining(lightning.LightningModule):
             self.weight_perturbation.push(loss, size)
         patches, attention = self._losses(attacked, masks)
         if self._every(LOG_EVERY):
-            self._log_step(patches, attention)
-        return patches + attention
+            measured |= self._measured(patches, attention)
+        return patches + attention, measured
 
-    def on_after_backward(self) -> None:
-        self.weight_perturbation.pop()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.midway = True
+    def end_step(self, elapsed: float) -> None:
+        """Settle what follows a step of the optimiser; the steps took ``elapsed`` seconds."""
+        self.update_average()
+        self.step += 1
+        self.elapsed = elapsed
 
     def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """The images of a batch under the inner attack at the current eps."""
@@ -193,12 +195,6 @@ class AdversarialTraining(lightning.LightningModule):
         weights = self.config.attention if learns else {}
         return training_loss(self.model, images, masks, self.patch_loss, weights)
 
-    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """One step, with everything a resumed run needs settled before any callback saves."""
-        super().optimizer_step(*arguments, **keywords)
-        self.update_average()
-        self.elapsed = time.monotonic() - self._clock
-
     @torch.no_grad()
     def update_average(self) -> None:
         """The exponential moving average of the weights, if there is one; the first step sets it.
@@ -207,59 +203,60 @@ class AdversarialTraining(lightning.LightningModule):
         """
         if self.average is None:
             return
-        blend = get_ema_multi_avg_fn(self.config.ema if self.global_step else 0.0)  # type: ignore[no-untyped-call]
+        blend = get_ema_multi_avg_fn(self.config.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
         blend(list(self.average.parameters()), list(self.model.parameters()), 0)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.midway = False
-        if self.progress() >= 1:
-            self.trainer.should_stop = True
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # As Lightning counts at the end of a step, also where a step was broken off.
-        epoch_loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
-        epoch_loop["_batches_that_stepped"] = self.global_step - 1
-        checkpoint["elapsed"] = self.elapsed
-        checkpoint["switched_at"] = self.switched_at
-        if self.perturbations:
-            checkpoint["perturbations"] = self.perturbations.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.elapsed = checkpoint["elapsed"]
-        if checkpoint["switched_at"] is not None:
-            self.switch_attack()
-            self.switched_at = checkpoint["switched_at"]
-        if self.perturbations:
-            self.perturbations.load_state_dict(checkpoint["perturbations"])
-
-    def _log_step(self, patches: Tensor, attention: Tensor) -> None:
-        values: dict[str, Tensor | float] = {
-            "loss": patches + attention,
-            "patch_loss": patches,
-            "attention_loss": attention,
-            "eps": self.current_eps(),
-            "lr": self.current_lr(),
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs besides the state of the optimiser."""
+        return {
+            "weights": self.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "switched_at": self.switched_at,
+            "perturbations": self.perturbations and self.perturbations.state_dict(),
         }
-        self.log_dict(values)
-        if attention.requires_grad and self._every(RARELY):
-            self.log_now({"attention_gradient_share": self._gradient_share(attention, patches)})
 
-    def log_now(self, values: dict[str, float]) -> None:
-        """Log for this step alone; what Lightning logs it repeats until the next time."""
-        for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self.load_state_dict(state["weights"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        if state["switched_at"] is not None:
+            self.switch_attack()
+            self.switched_at = state["switched_at"]
+        if self.perturbations:
+            self.perturbations.load_state_dict(state["perturbations"])
+
+    def _attention_degrees(self, images: Tensor) -> Measured:
+        """Of each block, where all have attention."""
+        if not all(hasattr(block, "attn") for block in self.model.blocks):
+            return {}
+        degrees = attention_degrees(self.model, images).mean(1)
+        return {f"attention_degree_{number}": found for number, found in enumerate(degrees, 1)}
+
+    def _measured(self, patches: Tensor, attention: Tensor) -> Measured:
+        measured = {
+            "loss": (patches + attention).detach(),
+            "patch_loss": patches.detach(),
+            "attention_loss": attention.detach(),
+            "eps": torch.tensor(self.current_eps()),
+            "lr": torch.tensor(self.current_lr()),
+        }
+        if attention.requires_grad and self._every(RARELY):
+            measured["attention_gradient_share"] = self._gradient_share(attention, patches)
+        return measured
 
     def _every(self, steps: int) -> bool:
-        """At the steps at which Lightning's loggers write."""
-        return self.global_step % steps == steps - 1
+        """In the last of that many steps."""
+        return self.step % steps == steps - 1
 
-    def _gradient_share(self, part: Tensor, rest: Tensor) -> float:
+    def _gradient_share(self, part: Tensor, rest: Tensor) -> Tensor:
         """‖∇part‖ / (‖∇part‖ + ‖∇rest‖) over the model's parameters."""
         parameters = list(self.model.parameters())
 
-        def norm(loss: Tensor) -> float:
+        def norm(loss: Tensor) -> Tensor:
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            return float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+            found: Tensor = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+            return found
 
         share = norm(part)
         return share / (share + norm(rest))
