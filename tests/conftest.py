@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -15,6 +17,31 @@ import trainings
 from patchguard.config import EvaluationConfig, Recipe
 from patchguard.models.patchguard import PatchGuard
 from patchguard.results.run_folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, read_config, seal
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A folder that the first of pytest's processes makes; the others wait for it and share it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return made_once
 
 
 @pytest.fixture(scope="session")
@@ -42,21 +69,24 @@ def draw_part(rng: np.random.Generator, scratched: bool) -> tuple[Image.Image, I
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(once: Once) -> Path:
     """An MVTec-style tree: 24 normals to train on, 6 good and 6 scratched to test on."""
-    root = tmp_path_factory.mktemp("data") / "disc"
+    return once("data", _draw_tree) / "disc"
+
+
+def _draw_tree(folder: Path) -> None:
+    root = folder / "disc"
     rng = np.random.default_rng(0)
-    for folder, count, scratched in (
+    for place, count, scratched in (
         ("train/good", 24, False),
         ("test/good", 6, False),
         ("test/scratch", 6, True),
     ):
         for number in range(count):
             image, mask = draw_part(rng, scratched)
-            _save(image, root / folder / f"{number:03}.png")
+            _save(image, root / place / f"{number:03}.png")
             if scratched:
                 _save(mask, root / "ground_truth/scratch" / f"{number:03}_mask.png")
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -77,10 +107,12 @@ threats:
 
 
 @pytest.fixture(scope="session")
-def tiny_evaluation(tmp_path_factory: pytest.TempPathFactory) -> EvaluationConfig:
-    suite = tmp_path_factory.mktemp("suite") / "tiny.yaml"
-    suite.write_text(TINY_SUITE)
-    return EvaluationConfig(suite=str(suite))
+def tiny_evaluation(once: Once) -> EvaluationConfig:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(TINY_SUITE)
+
+    return EvaluationConfig(suite=str(once("suite", write) / "tiny.yaml"))
 
 
 @pytest.fixture(scope="session")
@@ -88,13 +120,22 @@ def run(
     tree: Path,
     tiny_recipe: Recipe,
     tiny_evaluation: EvaluationConfig,
+    once: Once,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A finished run on ``tree``."""
-    out = tmp_path_factory.mktemp("run") / "disc"
-    return patchguard.fit(
-        tree, out=out, recipe=tiny_recipe, evaluation=tiny_evaluation, false_alarm_rate=0.2
-    )
+    """A finished run on ``tree``, which each of pytest's processes has for itself."""
+
+    def train(folder: Path) -> None:
+        patchguard.fit(
+            tree,
+            out=folder / "disc",
+            recipe=tiny_recipe,
+            evaluation=tiny_evaluation,
+            false_alarm_rate=0.2,
+        )
+
+    own = tmp_path_factory.mktemp("run") / "disc"
+    return Path(shutil.copytree(once("trained", train) / "disc", own))
 
 
 @pytest.fixture

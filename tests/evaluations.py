@@ -11,7 +11,7 @@ KINDS = ["good"] * 4 + ["scratch"] * 4
 THREATS = {"linf": ["4/255", "1/255"], "l2": ["0.5", "1.5"]}
 LEGACY_AUROC = 0.9714
 
-CHECKS = [
+CHECKS: list[dict[str, Any]] = [
     {
         "id": "S1",
         "name": "parity",
@@ -37,7 +37,7 @@ CHECKS = [
         "meaning": "Not part of this suite.",
     },
 ]
-FAILED = {
+FAILED: dict[str, Any] = {
     "id": "S14",
     "name": "unbounded attack",
     "status": "FAIL",
@@ -49,7 +49,7 @@ FAILED = {
 
 def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """The content of ``metrics.json`` of eight images, whose worst image AUROC is ``auroc``."""
-    checks = CHECKS if checks is None else checks
+    told = CHECKS if checks is None else checks
     image = {"auroc": LEGACY_AUROC, "auroc_conservative": 0.97, "ap": math.nan, "f1_max": 0.9321}
     pixel = {"auroc": 0.8765, "ap": 0.2, "f1_max": 0.3, "aupro": 0.6543}
     deployed = {"tpr": 0.75, "fpr": 0.0625}
@@ -101,8 +101,8 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
             {"name": "blur", "severity": 2, "image": image, "deployed": deployed},
             {"name": "jpeg", "severity": 30, "image": {**image, "auroc": 0.9345}},
         ],
-        "checks": checks,
-        "unreliable": any(check["status"] == "FAIL" for check in checks),
+        "checks": told,
+        "unreliable": any(check["status"] == "FAIL" for check in told),
     }
 
 
@@ -139,7 +139,7 @@ def protocol() -> dict[str, Any]:
 
 def _worst(norm: str, eps: str, parts: dict[str, Any]) -> dict[str, Any]:
     found = _entry("worst", norm, eps, parts)
-    more = {
+    more: dict[str, dict[str, Any]] = {
         "image": {"auroc_interval": [0.8012, 0.9923]},
         "pixel": {"auroc_interval": [0.4, 0.5], "auroc_floor": 0.2109},
         "deployed": {"tpr_interval": [0.5, 1.0], "fpr_interval": [0.0, 0.25]},

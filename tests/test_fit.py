@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,9 @@ from patchguard.training.batches import TrainingImages
 from patchguard.training.material import prepare
 
 
-def metrics(run: Path) -> dict:  # type: ignore[type-arg]
-    return json.loads((run / "metrics.json").read_text(), parse_constant=refuse)
+def metrics(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "metrics.json").read_text(), parse_constant=refuse)
+    return content
 
 
 def refuse(constant: str) -> None:
@@ -103,7 +105,8 @@ def test_the_evaluation_states_its_protocol_and_all_its_rows(run: Path) -> None:
         assert set(entry["rows"]) == {"both", "anomalies", "normals"}
 
 
-def check_of(run: Path, id_: str) -> dict:  # type: ignore[type-arg]
+def check_of(run: Path, id_: str) -> dict[str, Any]:
+    found: dict[str, Any]
     (found,) = (check for check in metrics(run)["checks"] if check["id"] == id_)
     return found
 

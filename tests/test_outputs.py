@@ -30,6 +30,7 @@ from patchguard.evaluation.protocol import Evaluation
 from patchguard.evaluation.store import Store
 from patchguard.files import sole_writer
 from patchguard.results.card import CardDetector, headline, robustness_card
+from patchguard.results.files import to_json
 from patchguard.results.run_folder import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.schema import Result, Summary
 from patchguard.studying import Planned
@@ -42,7 +43,7 @@ class Killed(BaseException):
 @pytest.fixture
 def evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What every evaluation finds in place of attacking anything; a test may alter it."""
-    found = json.loads((run / METRICS).read_text())
+    found: dict[str, Any] = json.loads((run / METRICS).read_text())
     del found["protocol"], found[Result.FORMAT]
 
     def evaluate(_: Any, test: Any, __: Any, **___: Any) -> Evaluation:
@@ -158,11 +159,12 @@ def test_pictures_and_pages_of_somebody_else_are_not_overwritten(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = robustness_card(
-        evaluations.metrics(0.5),
-        detector={"name": "a", "kind": "python", "parameters": 1, "sha256": None},
-        data={"name": "b", "sha256": None},
+        evaluations.result_of(evaluations.metrics(0.5)),
+        detector=CardDetector(name="a", kind="python", parameters=1, sha256=None),
+        data="b",
+        sha256=None,
     )
-    (tmp_path / "card.json").write_text(json.dumps(card))
+    (tmp_path / "card.json").write_text(to_json(card))
     for command, name in (
         (["leaderboard", str(tmp_path)], "page.html"),
         (["anomalies", str(tree)], "grid.png"),

@@ -158,7 +158,10 @@ def test_kinds_of_defects_are_told_apart_where_there_are_several(tmp_path: Path)
     kinds = ["good", "good", "good", "good", "dent", "dent", "burr", "burr"]
 
     def judged(recipe: str, seed: int, lost: float) -> StudyRun:
-        found = {"kinds": kinds, "worst linf 4/255": [-2.0, -1.5, -1.0, 1.0, lost, 2.0, 3.0, 4.0]}
+        found: dict[str, list[Any]] = {
+            "kinds": kinds,
+            "worst linf 4/255": [-2.0, -1.5, -1.0, 1.0, lost, 2.0, 3.0, 4.0],
+        }
         failing = [evaluations.FAILED] if recipe == "slow" else None
         return made(tmp_path, "a", recipe, seed, 0.5, scores=found, checks=failing)
 

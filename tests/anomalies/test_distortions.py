@@ -95,7 +95,8 @@ def test_bilinear_agrees_with_scipy():
 def test_level_frequencies_and_counts():
     rng = np.random.default_rng(0)
     n = 6000
-    levels, counts = Counter(), {name: set() for name in LEVELS}
+    levels: Counter[str] = Counter()
+    counts: dict[str, set[int]] = {name: set() for name in LEVELS}
     for _ in range(n):
         level, names = draw_distortions(rng)
         levels[level] += 1
@@ -140,6 +141,6 @@ def test_perlin_vanishes_on_its_lattice():
         def uniform(self, *args):
             return self.rng.uniform(*args)
 
-    field = perlin(33, 49, 8.0, NoOffset())
+    field = perlin(33, 49, 8.0, NoOffset())  # type: ignore[arg-type]
     np.testing.assert_allclose(field[::8, ::8], 0, atol=1e-6)
     assert np.abs(field[4::8, 4::8]).max() > 0.1

@@ -119,7 +119,7 @@ class Counting(Linear):
         self.looks += 1
         self.count(images)
         if detection.score.requires_grad:
-            detection.anomaly_map.register_hook(self.count)  # type: ignore[no-untyped-call]
+            detection.anomaly_map.register_hook(self.count)
         return detection
 
     def count(self, passing: Tensor) -> None:
@@ -250,7 +250,7 @@ def test_what_a_setting_should_be_is_told(
         getattr(patchguard.attacks, kind)(image_score, **settings)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 @each
 def test_runs_where_the_images_are(target: Target, images: Tensor) -> None:
     detector = Network().cuda()

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -229,7 +229,9 @@ def test_top_k_goes_from_a_share_of_the_patches_to_k() -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_the_feature_distance_is_the_mean_distance_to_the_nearest_prototype(metric: str) -> None:
+def test_the_feature_distance_is_the_mean_distance_to_the_nearest_prototype(
+    metric: Literal["cosine", "l2"],
+) -> None:
     features, prototypes = random(5, 7, 3, seed=1).requires_grad_(), random(4, 3, seed=2)
     objective = FeatureDistance(prototypes, metric=metric)
     cosine = torch.cosine_similarity(features[:, :, None], prototypes, dim=-1)
@@ -509,6 +511,6 @@ def test_settings_out_of_their_range_are_refused(settings: dict[str, Any]) -> No
     with pytest.raises(PatchGuardError, match=r"TopKMean: .* input should"):
         TopKMean(**settings)
     with pytest.raises(PatchGuardError, match=r"metric is .* 'cosine' or 'l2'"):
-        FeatureDistance(random(4, 3), metric="l1")
+        FeatureDistance(random(4, 3), metric="l1")  # type: ignore[arg-type]
     with pytest.raises(PatchGuardError, match=r"RankAware: bandwidth is 0.0: .*greater than 0"):
         RankAware(random(5, 6, 6), partial_masks(), bandwidth=0.0)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,7 +47,7 @@ def test_more_candidates_and_steps_are_stronger_where_the_gradient_misleads(
 ) -> None:
     ripples = Ripples(3 * random_linear(12, 10, seed=2).weight.detach())
 
-    def strength(**settings: int) -> float:
+    def strength(**settings: Any) -> float:
         found = attacked(LocalPatch(image_score, **settings), ripples, images, EPS[1])
         return float(gained(ripples, found, images).mean())
 

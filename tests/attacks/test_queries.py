@@ -30,7 +30,7 @@ def reached(linear: Linear, found: Tensor, images: Tensor, eps: float) -> Tensor
 class Rounded(Linear):
     """A score in steps, of images at 8 bits, without a gradient; refuses what is no image."""
 
-    def forward(self, images: Tensor):  # type: ignore[no-untyped-def]
+    def forward(self, images: Tensor):
         assert images.min() >= 0
         assert images.max() <= 1
         detection = super().forward((images * 255).round() / 255)

@@ -25,7 +25,7 @@ def test_needs_no_gradient_and_costs_its_queries(images: Tensor) -> None:
     passes = []
 
     class Rounded(Linear):
-        def forward(self, images: Tensor):  # type: ignore[no-untyped-def]
+        def forward(self, images: Tensor):
             passes.append(len(images))
             detection = super().forward((images * 255).round() / 255)
             return detection._replace(score=detection.score.detach())

@@ -2,6 +2,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from patchguard.errors import PatchGuardError
 DATA = Path(os.environ.get("PATCHGUARD_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 
-def write(path: Path, width: int = 24, height: int = 20, **options: object) -> Path:
+def write(path: Path, width: int = 24, height: int = 20, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = int.from_bytes(os.fsencode(path))
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)

@@ -20,8 +20,9 @@ from patchguard.data.foreground import (
     masks,
     resolve_method,
 )
+from patchguard.data.foreground.border import border_mask
 from patchguard.data.foreground.saliency import mass_threshold
-from patchguard.data.images import ImageSource, read_image, read_mask, write_png
+from patchguard.data.images import ImageSource, Pixels, read_image, read_mask, write_png
 from patchguard.data.synthetic import benchmark
 from patchguard.errors import PatchGuardError
 
@@ -127,7 +128,7 @@ def weave(rng: np.random.Generator) -> FloatArray:
 
 def wood(rng: np.random.Generator) -> FloatArray:
     grain = 0.08 * smooth_noise(rng, 40, 2) + 0.05 * smooth_noise(rng, 48, 8)
-    return rgb(0.5 + grain) * np.float32([1, 0.8, 0.55])
+    return rgb(0.5 + grain) * np.array([1, 0.8, 0.55], np.float32)
 
 
 def vignetted_noise(rng: np.random.Generator) -> FloatArray:
@@ -151,7 +152,9 @@ def moving_disk(rng: np.random.Generator) -> FloatArray:
 
 
 def small_disk(rng: np.random.Generator) -> FloatArray:
-    return on_noise(disk(*rng.uniform(90, 110, 2), radius=12), int(rng.integers(1000)))
+    return on_noise(
+        disk(rng.uniform(90, 110), rng.uniform(90, 110), radius=12), int(rng.integers(1000))
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,12 +194,12 @@ def test_image_without_foreground_counts_whole_and_is_reported(
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[FloatArray]:
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Pixels]:
     """The images whose border mask was really computed."""
-    images: list[FloatArray] = []
-    compute = masks.border_mask
+    images: list[Pixels] = []
+    compute = border_mask
 
-    def recorded(image: FloatArray) -> BoolArray:
+    def recorded(image: Pixels) -> BoolArray:
         images.append(image)
         return compute(image)
 
@@ -204,7 +207,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[FloatArray]:
     return images
 
 
-def test_cached_mask_is_not_computed_again(tmp_path: Path, computed: list[FloatArray]) -> None:
+def test_cached_mask_is_not_computed_again(tmp_path: Path, computed: list[Pixels]) -> None:
     sources = save(tmp_path / "images", [on_noise(disk()), on_noise(disk(60))])
     first = found_masks(sources, BORDER, cache=tmp_path / "cache")
     second = found_masks(sources, BORDER, cache=tmp_path / "cache")
@@ -212,7 +215,7 @@ def test_cached_mask_is_not_computed_again(tmp_path: Path, computed: list[FloatA
     assert all(np.array_equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
-def test_cache_follows_content_not_name(tmp_path: Path, computed: list[FloatArray]) -> None:
+def test_cache_follows_content_not_name(tmp_path: Path, computed: list[Pixels]) -> None:
     (source,) = save(tmp_path / "images", [on_noise(disk())])
     cache = tmp_path / "cache"
     _, (mask,) = found_masks([source], BORDER, cache=cache)
@@ -230,7 +233,7 @@ def test_cache_follows_content_not_name(tmp_path: Path, computed: list[FloatArra
 
 @pytest.mark.parametrize("damage", [b"", b"no image", b"cut"])
 def test_damaged_cache_entry_is_computed_again(
-    tmp_path: Path, computed: list[FloatArray], damage: bytes
+    tmp_path: Path, computed: list[Pixels], damage: bytes
 ) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())])
     cache = tmp_path / "cache"
@@ -261,7 +264,7 @@ def test_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 def test_full_is_everything(tmp_path: Path) -> None:
     sources = save(tmp_path / "images", [on_noise(disk())[:150]])
     method, (mask,) = found_masks(sources, ForegroundConfig(method="full"), cache=tmp_path / "c")
-    assert (method, mask.shape, mask.all()) == ("full", (150, SIZE), True)
+    assert method == "full" and mask.shape == (150, SIZE) and mask.all()
     assert not (tmp_path / "c").exists()
 
 
@@ -330,7 +333,7 @@ def test_networks_with_local_weights(
 
 
 def test_attention_keeps_the_most_attended_pixels() -> None:
-    values = np.float32([[5, 1], [3, 1]])
+    values = np.array([[5, 1], [3, 1]], np.float32)
     assert mass_threshold(values, 0.5) == 5
     assert mass_threshold(values, 0.6) == 3
 

@@ -419,9 +419,9 @@ def test_resize_map_agrees_with_torch_and_is_not_clipped():
 
 def test_png_round_trip(tmp_path):
     path = tmp_path / "image.png"
-    write_png(path, RGB8.astype(np.float32) / 255)
+    write_png(path, RGB8.astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(read_image(path), RGB8.astype(np.float32) / 255)
-    write_png(path, GREY8.astype(np.float32) / 255)
+    write_png(path, GREY8.astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(read_image(path), three(GREY8.astype(np.float32) / 255))
     write_png(path, MARKED)
     np.testing.assert_array_equal(read_mask(path), MARKED)

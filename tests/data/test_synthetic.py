@@ -1,6 +1,7 @@
 import json
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_tree_is_laid_out_as_in_mvtec(tree):
         assert {f"test/{kind}/000.png", f"ground_truth/{kind}/000_mask.png"} <= names
         with Image.open(tree / f"ground_truth/{kind}/000_mask.png") as mask:
             assert (mask.mode, mask.size) == ("L", (256, 256))
-            assert set(np.unique(mask)) == {0, 255}
+            assert set(np.unique(np.asarray(mask))) == {0, 255}
     with Image.open(tree / "train/good/000.png") as image:
         assert (image.mode, image.size) == ("RGB", (256, 256))
 
@@ -116,7 +117,7 @@ def test_pictures_of_one_tree_all_differ(tree):
 
 
 def test_picture_depends_on_its_own_path_only(tree, tmp_path):
-    settings = {"train": 1, "test_good": 3, "test_per_defect": 2}
+    settings: dict[str, Any] = {"train": 1, "test_good": 3, "test_per_defect": 2}
     trees = write_benchmark(tmp_path, categories=("tablets", "plate"), **settings)
     assert [t.name for t in trees] == ["tablets", "plate"]
     here, there = files(tree), files(trees[1])
@@ -126,7 +127,12 @@ def test_picture_depends_on_its_own_path_only(tree, tmp_path):
 
 
 def test_complete_category_is_left_alone_and_another_rewritten(tmp_path):
-    settings = {"categories": ("fabric",), "train": 2, "test_good": 1, "test_per_defect": 1}
+    settings: dict[str, Any] = {
+        "categories": ("fabric",),
+        "train": 2,
+        "test_good": 1,
+        "test_per_defect": 1,
+    }
     tree = write_benchmark(tmp_path, **settings)[0]
     marked = tree / "train/good/000.png"
     original = marked.read_bytes()

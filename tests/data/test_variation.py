@@ -35,8 +35,8 @@ def test_nothing_is_changed_and_nothing_drawn_without_settings() -> None:
 
 def test_types_shapes_and_range_stay() -> None:
     image, foreground = varied(rotation=20, zoom=0.2, shift=0.1, contrast=0.9, brightness=0.5)
-    assert (image.dtype, image.shape) == (np.float32, (SIDE, SIDE, 3))
-    assert (foreground.dtype, foreground.shape) == (np.bool_, (SIDE, SIDE))
+    assert image.dtype == np.float32 and image.shape == (SIDE, SIDE, 3)
+    assert foreground.dtype == np.bool_ and foreground.shape == (SIDE, SIDE)
     assert image.min() >= 0 and image.max() <= 1
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import patchguard
 from patchguard import cli
+from patchguard.data.images import save_png
 from patchguard.deploy import outputs, predict
 from patchguard.deploy.outputs import Prediction
 from patchguard.errors import PatchGuardError
@@ -97,11 +99,10 @@ def test_a_stopped_prediction_goes_on_from_what_is_done(
     with (out / "predictions.jsonl").open("a") as journal:
         journal.write('\n{"row": {"image"')
     before = {path: path.stat().st_mtime_ns for path in (out / "overlays").rglob("*.png")}
-    drawn = []
-    overlay = predict.overlay
-    monkeypatch.setattr(predict, "overlay", lambda *a: drawn.append(a) or overlay(*a))
+    overlay = Mock(wraps=predict.overlay)
+    monkeypatch.setattr(predict, "overlay", overlay)
     done = patchguard.predict(run, images, out=out)
-    assert len(drawn) == 2
+    assert overlay.call_count == 2
     assert [row.image for row in done] == [row["image"] for row in rows(out)]
     assert len(done) == 6
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
@@ -185,7 +186,7 @@ def test_files_that_are_not_read_are_told(
 def test_a_disk_that_fills_up_names_the_file_and_ends_no_batch(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = predict.save_png
+    save = save_png
 
     def full(path: Path, pixels: np.ndarray) -> None:
         if len(list((tmp_path / "out/overlays").rglob("*.png"))) >= 2:

@@ -60,12 +60,12 @@ def check(id_: str, detector: Detector, **settings: object) -> Check:
 
 @pytest.mark.parametrize("make", SOUND)
 @pytest.mark.parametrize("id_", [f"S{number}" for number in range(2, 8)])
-def test_a_sound_detector_passes(make, id_: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_sound_detector_passes(make, id_: str) -> None:
     found = check(id_, make().eval())
     assert found.status == "PASS", found
 
 
-def deployed(detector: Detector, shift: float = 0.0):  # type: ignore[no-untyped-def]
+def deployed(detector: Detector, shift: float = 0.0):
     def score(image: np.ndarray) -> float:
         levels = np.rint(255 * image).astype(np.uint8)
         images = torch.from_numpy(levels.transpose(2, 0, 1)[None].astype(np.float32) / 255)

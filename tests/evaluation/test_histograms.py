@@ -16,7 +16,8 @@ from patchguard.evaluation.histograms import (
     pixelwise_floor,
     select,
 )
-from patchguard.evaluation.metrics import PixelMetrics, pixel_metrics
+from patchguard.evaluation.metrics import pixel_metrics
+from patchguard.results.schema import PixelMetrics
 
 SHAPES = [(24, 24), (17, 40), (33, 9), (24, 24), (8, 8), (12, 30)]
 SIZE = 12

@@ -173,6 +173,7 @@ def test_aupro_equals_brute_force(draw: str, fpr_limit: float) -> None:
     assert pixel_metrics(maps, masks, fpr_limit=fpr_limit).aupro == pytest.approx(expected)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("fpr_limit", [0.05, 0.3, 1.0])
 def test_aupro_equals_anomalib(draw: str, fpr_limit: float) -> None:
@@ -360,7 +361,7 @@ def test_unusable_input_is_named(call: Callable[[], object], message: str) -> No
         call()
 
 
-def test_kinds_are_ranked_against_normal_images_alone():
+def test_kinds_are_ranked_against_normal_images_alone() -> None:
     kinds = ["good", "good", "dent", "burr"]
     found = auroc_by_kind([0.0, 2.0, 1.0, 3.0], kinds)
     assert list(found.items()) == [("burr", 1.0), ("dent", 0.5)]

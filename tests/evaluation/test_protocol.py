@@ -89,7 +89,7 @@ def evaluation(test_set: TestSet, config: EvaluationConfig) -> Evaluation:
 def written(evaluation: Evaluation) -> dict[str, Any]:
     """What it found, as the file of metrics holds it."""
     content = evaluation.summary.model_dump(mode="json", exclude_defaults=True)
-    return json.loads(json.dumps(content, allow_nan=False))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(content, allow_nan=False))
 
 
 def auroc(summary: dict[str, Any], attack: str, eps: str, level: str, row: str = "both") -> float:

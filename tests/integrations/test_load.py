@@ -1,4 +1,6 @@
 import hashlib
+import importlib
+import sys
 from pathlib import Path
 
 import lightning
@@ -94,6 +96,7 @@ def test_the_digest_of_the_users_detector_covers_code_and_weights(file: Path) ->
     assert len({first, second, detector_named(f"{file}:Brightness").sha256}) == 3
 
 
+@pytest.mark.peers
 def test_an_anomalib_checkpoint(tmp_path: Path) -> None:
     models = pytest.importorskip("anomalib.models")
     module = models.Padim("resnet18", ["layer1"], pre_trained=False, n_features=5)
@@ -149,3 +152,10 @@ def test_other_specs_are_refused_with_the_forms_there_are(tmp_path: Path, file: 
         with pytest.raises(PatchGuardError, match=complaint) as error:
             detector_named(spec)
         assert "\n" not in str(error.value)
+
+
+def test_without_anomalib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "patchguard.integrations.anomalib", raising=False)
+    monkeypatch.setitem(sys.modules, "anomalib.models.components", None)
+    with pytest.raises(PatchGuardError, match=r"pip install 'patchguard-ad\[anomalib\]'"):
+        importlib.import_module("patchguard.integrations.anomalib")

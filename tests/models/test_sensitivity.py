@@ -23,7 +23,7 @@ def layer(*, logits: float = 1.0, heads: int = 2) -> Attention:
     """Random attention of width 16; ``logits`` scales queries and keys, 0 makes it uniform."""
     torch.manual_seed(0)
     attention = Attention(16, num_heads=heads, qkv_bias=True).double().requires_grad_(False)
-    attention.fused_attn = False
+    attention.fused_attn = False  # type: ignore[misc]
     attention.qkv.weight[:32] *= logits
     attention.qkv.bias[:32] *= logits
     return attention
@@ -117,6 +117,6 @@ def test_degrees_are_those_of_every_block_and_head_and_leave_the_mode_alone() ->
     assert (found >= 1).all()
     assert (found <= 9).all()
     for block in model.blocks:
-        block.attn.qkv.weight.data.zero_()  # type: ignore[union-attr]
+        block.attn.qkv.weight.data.zero_()  # type: ignore[union-attr, operator]
     uniform = attention_degrees(model, torch.rand(2, 3, 48, 48))
     torch.testing.assert_close(uniform, torch.full((3, 4), 9.0))

@@ -31,7 +31,7 @@ def card_of(content: dict[str, Any]) -> Card:
 
 def written(content: dict[str, Any]) -> dict[str, Any]:
     """The JSON of the card."""
-    return json.loads(to_json(card_of(content)))  # type: ignore[no-any-return]
+    return json.loads(to_json(card_of(content)))
 
 
 def curve(*aurocs: float, clean: float = 0.9) -> dict[str, Any]:

@@ -27,9 +27,9 @@ def test_weights_move_uphill_by_their_share_and_come_back_exactly() -> None:
 
 
 def test_weights_that_do_not_learn_stay_where_they_are() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-    model[0].requires_grad_(False)
-    before = model[0].weight.clone()
+    fixed = nn.Linear(4, 4).requires_grad_(False)
+    model = nn.Sequential(fixed, nn.Linear(4, 1))
+    before = fixed.weight.clone()
     perturbation = WeightPerturbation(model)
     perturbation.push(model(torch.ones(1, 4)).sum(), 0.5)
-    assert torch.equal(model[0].weight, before)
+    assert torch.equal(fixed.weight, before)

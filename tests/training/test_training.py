@@ -1,5 +1,6 @@
 """Training on a handful of tiny images: reproducible, resumable, and it learns."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patchguard.training.callbacks import TrainingProgress
 from torch import Tensor
 
 from patchguard.attacks.pgd import NFGSM, PGD
@@ -36,7 +38,6 @@ from patchguard.training.batches import (
     training_loader,
     workers_for,
 )
-from patchguard.training.callbacks import TrainingProgress
 from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.module import AdversarialTraining, images_of, inner_attack
 from patchguard.training.train import saved_step, total_steps, train
@@ -67,8 +68,8 @@ def test_the_detector_has_the_moving_average_of_the_weights(
     for step, value in enumerate((1.0, 2.0, 3.0)):
         monkeypatch.setattr(AdversarialTraining, "global_step", step)
         with torch.no_grad():
-            for parameter in module.model.parameters():
-                parameter.fill_(value)
+            for weight in module.model.parameters():
+                weight.fill_(value)
         module.update_average()
     # 1, then 0.9 · 1 + 0.1 · 2, then 0.9 · 1.1 + 0.1 · 3.
     for parameter in weights(module.detector):
@@ -90,7 +91,7 @@ def test_progress_reads_the_loss_only_when_it_is_new() -> None:
     module = AdversarialTraining(PatchGuard(MODEL, 32), settings(steps=40), 40, 0, images=6)
     progress, loss = TrainingProgress(), Counted()
     for step in range(1, 41):
-        trainer = SimpleNamespace(global_step=step, logged_metrics={"loss": loss})
+        trainer: Any = SimpleNamespace(global_step=step, logged_metrics={"loss": loss})
         progress.on_train_batch_end(trainer, module, None, None, step)
     assert loss.reads == 40 / training_module.LOG_EVERY
 
@@ -100,7 +101,7 @@ def test_a_gpu_has_more_workers_unless_told(monkeypatch: pytest.MonkeyPatch) -> 
     found = {}
     for kind, cores in (("cpu", 64), ("cuda", 2), ("cuda", 6), ("cuda", 64)):
         monkeypatch.setattr(batches, "device", lambda kind=kind: torch.device(kind))
-        monkeypatch.setattr(batches.os, "sched_getaffinity", lambda _, n=cores: range(n), False)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), False)
         assert workers_for(asked) == 3
         found[kind, cores] = workers_for(free)
     assert found == {("cpu", 64): 1, ("cuda", 2): 1, ("cuda", 6): 5, ("cuda", 64): 8}
@@ -115,7 +116,7 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
         )
     ):
         assert first["normal"].shape == (4, 3, 32, 32)
-        assert all(torch.equal(first[key], second[key]) for key in first)  # type: ignore[literal-required]
+        assert all(torch.equal(first[key], second[key]) for key in first)
         if number == 3:
             break
 
@@ -495,7 +496,7 @@ def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> No
     model.eval()
     once, both, last = term({2: 1.0}), term({2: 1.0, 3: 3.0}), term({3: 3.0})
     torch.testing.assert_close(both, once + last)
-    (gradient,) = torch.autograd.grad(once, model.blocks[1].attn.qkv.weight)  # type: ignore[union-attr]
+    (gradient,) = torch.autograd.grad(once, model.blocks[1].attn.qkv.weight)  # type: ignore[union-attr, arg-type]
     assert gradient.abs().sum() > 0
 
 

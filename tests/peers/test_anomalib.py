@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -38,6 +36,8 @@ from patchguard.attacks.pgd import PGD
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.integrations.anomalib import AnomalibDetector
+
+pytestmark = pytest.mark.peers
 
 SIDE = 64
 EFFICIENT_AD_SIDE = 256  # its autoencoder takes nothing smaller
@@ -364,10 +364,3 @@ def test_another_file_is_refused_in_one_line(
     with pytest.raises(PatchGuardError, match=complaint) as error:
         AnomalibDetector.load(path)
     assert "\n" not in str(error.value)
-
-
-def test_without_anomalib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "patchguard.integrations.anomalib")
-    monkeypatch.setitem(sys.modules, "anomalib.models.components", None)
-    with pytest.raises(PatchGuardError, match=r"pip install 'patchguard-ad\[anomalib\]'"):
-        importlib.import_module("patchguard.integrations.anomalib")
