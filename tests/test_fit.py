@@ -44,6 +44,7 @@ def refuse(constant: str) -> None:
 def test_a_run_holds_everything_that_is_promised(run: Path) -> None:
     for name in (
         "config.yaml",
+        "model.json",
         "model.safetensors",
         "calibration.json",
         "metrics.json",
@@ -174,7 +175,7 @@ def test_the_threshold_comes_from_held_out_normals(run: Path) -> None:
     assert calibration.threshold == max(calibration.scores)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "calibration.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "calibration.json"])
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
 def test_a_damaged_checkpoint_is_refused_by_name(
     run: Path, tree: Path, tmp_path: Path, name: str, damage: str
@@ -215,7 +216,7 @@ def test_prediction_is_at_the_resolution_of_the_image(
         json.loads((out / "scores.json").read_text()), key=lambda row: row["verdict"] == "error"
     )
     assert Path(broken["image"]).name == "broken.png"
-    assert "damaged or cut short" in broken["error"]
+    assert "not a readable PNG" in broken["error"]
     assert len(rows) == 12
     assert len((out / "scores.csv").read_text().splitlines()) == 14
     with Image.open(out / "overlays/scratch/000.png.png") as picture:
