@@ -249,7 +249,9 @@ def content(folder: Path, suffixes: tuple[str, ...]) -> dict[str, tuple[str, int
 def kept_work(folder: Path) -> dict[str, tuple[str, int]]:
     """What takes long and is kept: weights and results of attacks."""
     found = content(folder, (".npy", ".safetensors"))
-    return {name: state for name, state in found.items() if not name.startswith("out/")}
+    # The worst so far is written anew after every attack; maps of predictions go with their rows.
+    passing = re.compile(r"out/|.*/worst/")
+    return {name: state for name, state in found.items() if not passing.match(name)}
 
 
 def figures(folder: Path, runs: tuple[str, ...]) -> dict[str, Any]:

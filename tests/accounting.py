@@ -150,7 +150,7 @@ _READABLE = {".webp", ".jp2", ".ppm", ".pgm", ".pbm", ".gif"}
 
 
 _FILES = "a file of another type"
-_FILES_OR_IMAGES = "a file of another type|an image( in a linked folder)?$"
+_FILES_OR_IMAGES = "a file of another type|an image( of another format)?( in a linked folder)?$"
 
 
 def _category(end: Path, linked: bool) -> str:
