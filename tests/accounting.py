@@ -210,6 +210,8 @@ def command(what: str, function: Callable[..., None], **arguments: Any) -> Done:
         mock.patch.object(pipeline, "load_pipeline", _loaded),
     ):
         warnings.simplefilter("always")
+        # As in a process of its own: pytest takes away what reading images has asked for.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             status = cli.main([])
         except (Exception, SystemExit) as error:
@@ -428,6 +430,9 @@ def scan_faults(root: Path) -> Iterator[Fault]:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+        # As in a process of its own: pytest takes away what reading images has asked for.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
                 scanned = getattr(data_folder, name)(root)
         except PatchGuardError as error:
             yield from _one_line(name, error, root)
