@@ -431,8 +431,6 @@ def scan_faults(root: Path) -> Iterator[Fault]:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 warnings.filterwarnings("ignore", module=r"PIL\.")
-        # As in a process of its own: pytest takes away what reading images has asked for.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
                 scanned = getattr(data_folder, name)(root)
         except PatchGuardError as error:
             yield from _one_line(name, error, root)
