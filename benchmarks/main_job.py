@@ -82,9 +82,15 @@ def main() -> None:
         parser.error("DATA goes with head_ct and with head_ct only")
     began = time.monotonic()
     if arguments.job == "demo":
-        run = api.demo(arguments.out)
+        run = api.demo(arguments.out, reporter=Speaking())
     else:
-        run = patchguard.fit(arguments.data, out=arguments.out, recipe="fast", seed=arguments.seed)
+        run = patchguard.fit(
+            arguments.data,
+            out=arguments.out,
+            recipe="fast",
+            seed=arguments.seed,
+            reporter=Speaking(),
+        )
     minutes = (time.monotonic() - began) / 60
     ours, twin = (read_as(Result, folder / METRICS) for folder in (run, run / "twin"))
     bars = demo_bars if arguments.job == "demo" else head_ct_bars

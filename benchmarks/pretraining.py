@@ -47,6 +47,7 @@ def pretrained(out: Path, count: int, steps: int, seed: int) -> Path:
             twin=False,
             resume=run.exists(),
             evaluation=EvaluationConfig(eps=["4/255"]),
+            reporter=Speaking(),
         )
     return run
 

@@ -99,6 +99,7 @@ def trained(
             twin=False,
             resume=folder.exists(),
             evaluation=EvaluationConfig(suite=arguments.suite, eps=[arguments.eps]),
+            reporter=Speaking(),
         )
     metrics = read_as(Result, folder / METRICS)
     worst, provenance = worst_auroc(folder), read_config(folder)[1]
