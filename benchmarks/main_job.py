@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import patchguard
 from patchguard import api
+from patchguard.reporter import Speaking
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS
 from patchguard.results.schema import Measured, Result

@@ -26,6 +26,7 @@ import patchguard
 from patchguard.config import EvaluationConfig, Recipe, load_recipe
 from patchguard.evaluating import worst_auroc
 from patchguard.models.patchguard import PatchGuard
+from patchguard.reporter import Speaking
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS, read_config
 from patchguard.results.schema import Result
