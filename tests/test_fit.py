@@ -28,8 +28,10 @@ from patchguard.deploy.calibration import Calibration, required_normals
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
 from patchguard.results.run_folder import read_config, seal, write_config
+from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import prepare
+from trainings import Listening
 
 
 def metrics(run: Path) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def test_training_changes_images_no_further_than_suits_them(
         tree, asked, calibration_images=4, seed=0, strict=False, tell=lambda line: None
     )
     with pytest.raises(Trained) as trained:
-        fitting.fit_detector(material, settings, tmp_path, tell=lambda line: None)
+        fitting.fit_detector(material, settings, tmp_path, runtime=Runtime.on("cpu"))
     config = trained.value.args[0]
     assert config.variation.brightness < 0.5
     assert config == material.data
@@ -419,10 +421,11 @@ def test_a_run_is_not_continued_with_images_varied_otherwise(run: Path, tree: Pa
 
 
 def test_the_picture_of_anomalies_is_of_what_is_trained_on(
-    tree: Path, tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    tree: Path, tmp_path: Path, tiny_recipe: Recipe
 ) -> None:
     recipe = replace(tiny_recipe, data=replace(tiny_recipe.data, stray=1.1))
-    patchguard.write_anomalies(tree, out=tmp_path / "grid.png", recipe=recipe)
+    reporter = Listening()
+    patchguard.write_anomalies(tree, out=tmp_path / "grid.png", recipe=recipe, reporter=reporter)
     material = prepare(
         tree,
         recipe.data,
@@ -431,7 +434,7 @@ def test_the_picture_of_anomalies_is_of_what_is_trained_on(
         strict=False,
         tell=lambda line: None,
     )
-    assert material.summary in capsys.readouterr().out
+    assert material.summary in reporter.told
     fitting.write_training_gallery(material, tmp_path / "again.png", 0)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 

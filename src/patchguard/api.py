@@ -520,7 +520,7 @@ def study(
     from patchguard import outputs, studying
     from patchguard.runtime import Runtime
 
-    Runtime.on(device)  # fails before any run does
+    Runtime.on(device)  # an absent one is named before any run fails
     folders = studying.data_names(_several(data))
     files = studying.recipe_names(_several(DEFAULT_RECIPE if recipes is None else recipes))
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
@@ -602,7 +602,9 @@ def demo(
     """
     from patchguard.data.synthetic import write_benchmark
     from patchguard.results.run_folder import is_begun
+    from patchguard.runtime import Runtime
 
+    Runtime.on(device)  # an absent one is named before anything is rendered
     folder = Path(out)
     write_benchmark(
         folder / "data", categories=(DEMO_CATEGORY,), train=200, test_good=20, test_per_defect=5
