@@ -15,7 +15,7 @@ from detectors import Linear, Network, Wave
 from patchguard.attacks import Attack
 from patchguard.attacks.attack import Problem
 from patchguard.attacks.objectives import image_score
-from patchguard.attacks.settings import setting_types
+from patchguard.constraints import setting_types
 from patchguard.attacks.suite import ATTACKS
 from patchguard.detector import Detection, Detector
 from patchguard.errors import PatchGuardError

@@ -20,7 +20,7 @@ from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.settings import check, setting_types
+from patchguard.constraints import check, setting_types
 from patchguard.attacks.suite import build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
 from patchguard.detector import Detector, device_of

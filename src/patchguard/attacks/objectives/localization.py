@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchguard.attacks.objectives.statistics import Doubles, PixelStatistics, pixels
-from patchguard.attacks.settings import Positive, check, setting_types
+from patchguard.constraints import Positive, check, setting_types
 from patchguard.detector import Inspection
 from patchguard.errors import PatchGuardError
 
