@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -25,6 +25,7 @@ from patchguard.constraints import (
     Settings,
     Share,
     check_value,
+    is_settings,
     setting_types,
 )
 from patchguard.errors import PatchGuardError
@@ -321,7 +322,7 @@ class ThreatConfig(Settings, section="threats"):
     """
 
     eps: Annotated[list[str], MinLen(1)]
-    attacks: Annotated[list[dict[str, Any]], MinLen(1)]
+    attacks: Annotated[list[dict[Any, Any]], MinLen(1)]
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
@@ -573,7 +574,7 @@ def from_plain(kind: type[T], content: Mapping[str, Any], base: T | None = None)
 
 def _part(kind: Any, name: str, value: Any, base: Any) -> Any:
     """The value of a setting, which may consist of settings itself."""
-    if is_dataclass(kind):
+    if is_settings(kind):
         if not isinstance(value, Mapping):
             raise PatchGuardError(f"{name} {_NO_SETTINGS}")
         return from_plain(kind, value, base)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeGuard, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -48,7 +48,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kind in setting_types(type(self)).items():
-            if not is_dataclass(kind):
+            if not is_settings(kind):
                 check_value(self.prefix + name, getattr(self, name), kind)
 
     def changed(self, **changes: Any) -> Self:
@@ -61,12 +61,21 @@ class Settings:
             raise unfit(self.prefix + name, getattr(self, name), [allowed])
 
 
-@cache
+def is_settings(kind: Any) -> TypeGuard[type[Settings]]:
+    """Whether a type is one of settings."""
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
 def setting_types(make: Callable[..., Any]) -> dict[str, Any]:
     """Names and types of what a dataclass is made with, or of a callable's keyword-only arguments.
 
     Constraints are part of the types.
     """
+    return _setting_types(make)
+
+
+@cache
+def _setting_types(make: Callable[..., Any]) -> dict[str, Any]:
     if is_dataclass(make):
         names = [each.name for each in fields(make) if each.init]
         hints = get_type_hints(make, include_extras=True)
