@@ -392,20 +392,7 @@ class EvaluationConfig(Settings, section="evaluation"):
 class FitConfig(Settings, section=""):
     """All settings of a fit: with the images, they decide everything in the run folder.
 
-    Args:
-        data: an MVTec-style tree or a plain folder of normal images.
-        seed: of the split, the weights and every random draw.
-        false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
-        twin: also train the undefended twin that the report compares with.
-        strict: fail at the first file that cannot be read, instead of leaving it out.
-        full_scale: the value that counts as white in images of more than 8 bits; ``auto`` for the
-            least 2^n - 1 that holds all values of the training images; when absent the largest
-            that their format holds.
-        groups: which normal images belong together, so that no part or patient is both trained on
-            and held out: a CSV table with the columns file and group, or a regular expression
-            whose first parenthesis in the path is the group.
-        recipe: how to train.
-        evaluation: how to attack.
+    They are those of :func:`patchguard.api.fit`.
     """
 
     data: str
