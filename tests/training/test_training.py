@@ -138,8 +138,8 @@ def test_two_processes_draw_exactly_the_batches_that_one_would() -> None:
     for number, (whole, *parts) in enumerate(zip(alone, *shares, strict=False)):
         assert [len(part["index"]) for part in parts] == [2, 2]
         for key in whole:
-            drawn = torch.stack([part[key] for part in parts], 1).flatten(0, 1)  # type: ignore[literal-required]
-            assert torch.equal(drawn, whole[key])  # type: ignore[literal-required]
+            drawn = torch.stack([part[key] for part in parts], 1).flatten(0, 1)
+            assert torch.equal(drawn, whole[key])
         if number == 3:
             break
 
