@@ -29,17 +29,17 @@ from typing import Any
 
 import torch
 
-from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, from_plain, load_recipe
 from patchguard.errors import PatchGuardError
-from patchguard.evaluating import test_set, versions
 from patchguard.evaluation.metrics import auroc_by_kind
-from patchguard.evaluation.protocol import Surroundings, evaluate_detector
+from patchguard.evaluation.protocol import DetectorFacts, evaluate_detector
+from patchguard.pipelines import fit as fitting
+from patchguard.pipelines.evaluate import test_set, versions
+from patchguard.pipelines.study import data_names
 from patchguard.results.schema import CLEAN, WORST, Summary
 from patchguard.runtime import named_device
-from patchguard.studying import data_names
 from patchguard.training.batches import TrainingImages
-from patchguard.training.material import Material
+from patchguard.training.prepare import PreparedImages
 from patchguard.training.train import Trained, train
 
 DEVICE = named_device("auto")
@@ -175,7 +175,7 @@ def make(run: Run, alone: bool) -> None:
         trained.detector.to(DEVICE),
         test,
         EvaluationConfig(suite=SUITE, eps=list(run.eps), batch_size=BATCH),
-        known=Surroundings(checks=False),
+        known=DetectorFacts(checks=False),
         seed=run.seed,
     ).summary
     kept = {
@@ -194,7 +194,7 @@ def make(run: Run, alone: bool) -> None:
     partial.replace(run.file)
 
 
-def trained_on(material: Material, run: Run) -> Trained:
+def trained_on(material: PreparedImages, run: Run) -> Trained:
     """The training of a run; nothing of it is kept."""
     normals = material.train
     images = TrainingImages(normals.images, normals.foregrounds, material.data, run.seed)
@@ -256,7 +256,7 @@ def compare(planned: Sequence[Run], at_once: int) -> None:
     )
     # A process that has asked for a GPU cannot be forked.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["patchguard.training.train", "patchguard.evaluating"])
+    context.set_forkserver_preload(["patchguard.training.train", "patchguard.pipelines.evaluate"])
     with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
         pending = {pool.submit(make, run, at_once == 1): run for run in outstanding}
         try:

@@ -25,7 +25,7 @@ import patchguard
 from patchguard.config import EvaluationConfig
 from patchguard.data.folder import scan_test
 from patchguard.detector import Detection, Detector, Inspection
-from patchguard.evaluation.protocol import Surroundings, evaluate_detector
+from patchguard.evaluation.protocol import DetectorFacts, evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
 
 
@@ -60,7 +60,7 @@ def evaluation_seconds(
     threshold: float | None,
 ) -> float:
     """Time of a whole evaluation without self-checks; fills ``counts``."""
-    known = Surroundings(threshold=threshold, checks=False)
+    known = DetectorFacts(threshold=threshold, checks=False)
     began = time.perf_counter()
     evaluate_detector(Counting(detector, counts), test, config, known=known)
     return time.perf_counter() - began

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from accounting import OPTIONS, Fault, Options, command_trial, scan_trial
-from patchguard.evaluating import versions
+from patchguard.pipelines.evaluate import versions
 from trainings import detector, small_recipe
 from trees import Tree, trees
 

@@ -24,9 +24,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from patchguard.config import FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
-from patchguard.evaluating import versions
-from patchguard.fitting import prepared
 from patchguard.models.patchguard import PatchGuard
+from patchguard.pipelines.evaluate import versions
+from patchguard.pipelines.fit import prepared
 from patchguard.training.batches import Draw, TrainingImages
 
 COVERS = (0.02, 0.05, 0.1, 0.2, 0.5)

@@ -46,9 +46,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from patchguard import cli, config, fitting, studying
-from patchguard.evaluating import versions
+from patchguard import cli, config
 from patchguard.evaluation.checks import run as checks
+from patchguard.pipelines import fit as fitting
+from patchguard.pipelines import study as studying
+from patchguard.pipelines.evaluate import versions
 from patchguard.report import leaderboard, render
 from patchguard.results.run_folder import MANIFEST, METRICS, WEIGHTS
 from patchguard.training import resume

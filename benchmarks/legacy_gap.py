@@ -21,7 +21,7 @@ import yaml
 import patchguard
 from patchguard.config import SUITES, EvaluationConfig
 from patchguard.data.folder import scan_test
-from patchguard.evaluation.protocol import Surroundings, evaluate_detector
+from patchguard.evaluation.protocol import DetectorFacts, evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
 from patchguard.results.schema import LEGACY, WORST
 
@@ -37,7 +37,7 @@ def evaluated(
             patchguard.load(run),
             test,
             EvaluationConfig(suite=file.name),
-            known=Surroundings(checks=False),
+            known=DetectorFacts(checks=False),
             seed=seed,
             cache=cache,
         ).summary

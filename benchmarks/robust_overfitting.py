@@ -24,11 +24,11 @@ from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.config import VariationConfig, parse_eps
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.fitting import check_same_images, prepared
 from patchguard.models.patchguard import PatchGuard
+from patchguard.pipelines.fit import check_same_images, prepared
 from patchguard.results.run_folder import read_config
 from patchguard.training.batches import Batch, TrainingImages
-from patchguard.training.material import Normals
+from patchguard.training.prepare import Normals
 
 BATCH = 100
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from patchguard.config import Recipe, load_recipe
-from patchguard.evaluating import versions
 from patchguard.models.patchguard import PatchGuard
+from patchguard.pipelines.evaluate import versions
 from patchguard.runtime import named_device
 from patchguard.training.batches import Batch
 from patchguard.training.module import AdversarialTraining

@@ -26,9 +26,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchguard.config import FitConfig, Recipe, load_recipe
-from patchguard.evaluating import versions
-from patchguard.fitting import prepared
 from patchguard.models.patchguard import PatchGuard
+from patchguard.pipelines.evaluate import versions
+from patchguard.pipelines.fit import prepared
 from patchguard.runtime import named_device
 from patchguard.training.batches import Batch, TrainingImages, training_loader, workers_for
 from patchguard.training.module import AdversarialTraining

@@ -24,8 +24,8 @@ import torch
 
 import patchguard
 from patchguard.config import EvaluationConfig, Recipe, load_recipe
-from patchguard.evaluating import worst_auroc
 from patchguard.models.patchguard import PatchGuard
+from patchguard.pipelines.evaluate import worst_auroc
 from patchguard.reporter import Speaking
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS, read_config

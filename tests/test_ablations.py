@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from patchguard import fitting
 from patchguard.config import FitConfig, load_recipe
 from patchguard.errors import PatchGuardError
+from patchguard.pipelines import fit as fitting
 
 ABLATIONS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "ablations.py"))
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import patchguard
-from patchguard import cli, fitting
+from patchguard import cli
 from patchguard.config import (
     DataConfig,
     EvaluationConfig,
@@ -27,10 +27,11 @@ from patchguard.config import (
 from patchguard.deploy.calibration import Calibration, required_normals
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.metrics import image_metrics
+from patchguard.pipelines import fit as fitting
 from patchguard.results.run_folder import read_config, seal, write_config
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
-from patchguard.training.material import prepare
+from patchguard.training.prepare import prepare
 from trainings import Listening
 
 

@@ -13,7 +13,7 @@ from patchguard import cli
 from patchguard.config import EvaluationConfig
 from patchguard.detector import Detection
 from patchguard.errors import PatchGuardError
-from patchguard.evaluation.protocol import Surroundings, evaluate_detector
+from patchguard.evaluation.protocol import DetectorFacts, evaluate_detector
 from patchguard.evaluation.scoring import score_images
 from patchguard.evaluation.test_set import TestSet
 from patchguard.runtime import Runtime, full_precision, named_device
@@ -60,7 +60,7 @@ def test_an_evaluation_leaves_the_precision_of_later_trainings_alone() -> None:
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     test = TestSet(("a", "b", "c", "d"), ("good", "good", "hole", "hole"), images, None)
     evaluate_detector(
-        detector, test, EvaluationConfig(suite="quick"), known=Surroundings(checks=False)
+        detector, test, EvaluationConfig(suite="quick"), known=DetectorFacts(checks=False)
     )
     assert detector.seen == {("highest", False)}
     assert setting() == ("high", True)

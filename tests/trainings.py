@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from patchguard import fitting
 from patchguard.config import (
     DataConfig,
     FitConfig,
@@ -16,6 +15,7 @@ from patchguard.config import (
     load_recipe,
 )
 from patchguard.data.images import write_png
+from patchguard.pipelines import fit as fitting
 from patchguard.reporter import Silent
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages

@@ -18,14 +18,14 @@ DEMO_CATEGORY = "fabric"
 DEMO_STEPS = 2400
 
 if TYPE_CHECKING:
-    from patchguard.deploy.outputs import Prediction
+    from patchguard.deploy.prediction_folder import Prediction
     from patchguard.evaluation.test_set import TestSet
     from patchguard.models.patchguard import PatchGuard
+    from patchguard.pipelines.study import Planned
     from patchguard.report.study import Failure
     from patchguard.reporter import Reporter
     from patchguard.runtime import Runtime
-    from patchguard.studying import Planned
-    from patchguard.training.material import Material
+    from patchguard.training.prepare import PreparedImages
 
 
 def fit(
@@ -81,7 +81,8 @@ def fit(
         PatchGuardError: bad input; its one line says what to do.
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
-    from patchguard import fitting, outputs
+    from patchguard.pipelines import fit as fitting
+    from patchguard.results import ownership
     from patchguard.runtime import Runtime
 
     runtime = Runtime.on(device, reporter)
@@ -98,34 +99,36 @@ def fit(
         evaluation=evaluation or EvaluationConfig(),
     )
     own_length = any(length is not None for length in (steps, epochs, minutes))
-    outputs.check_apart(folder, [data])
-    outputs.check_own(folder, outputs.RUN)
+    ownership.check_apart(folder, [data])
+    ownership.check_own(folder, ownership.RUN)
     with ExitStack() as lock:
         there = folder.exists()
         if there:
-            lock.enter_context(outputs.writing(folder))
+            lock.enter_context(ownership.writing(folder))
         settings = _settings_of(folder, settings, resume, own_length, runtime.reporter)
         fitting.check(settings)
         material = fitting.prepared(Path(data), settings, runtime.reporter.tell)
         if not there:  # only now, so that a mistake leaves no folder behind
-            lock.enter_context(outputs.writing(folder))
+            lock.enter_context(ownership.writing(folder))
             _check_unbegun(folder)
         _fit(folder, settings, material, str(data), runtime)
     return folder
 
 
 def _fit(
-    folder: Path, settings: FitConfig, material: Material, data: str, runtime: Runtime
+    folder: Path, settings: FitConfig, material: PreparedImages, data: str, runtime: Runtime
 ) -> None:
     """What :func:`fit` does once it has the folder to itself."""
-    from patchguard import evaluating, fitting, outputs
+    from patchguard.pipelines import evaluate as evaluating
+    from patchguard.pipelines import fit as fitting
+    from patchguard.results import ownership
 
     tell = runtime.reporter.tell
     tell(material.summary)
     fitting.tell_of_shortfall(material, settings.false_alarm_rate, tell)
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
-    outputs.claim(folder, outputs.RUN)
+    ownership.claim(folder, ownership.RUN)
     fitting.write_training_gallery(material, folder / "anomalies.png", settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
@@ -196,13 +199,14 @@ def evaluate(
         PatchGuardError: bad input; its one line says what to do.
         patchguard.errors.Interrupted: stopped by the user.
     """
-    from patchguard import evaluating, outputs
     from patchguard.data.folder import require_labelled, scan_test
     from patchguard.evaluation.protocol import suite_of
     from patchguard.integrations.load import detector_named
+    from patchguard.pipelines import evaluate as evaluating
+    from patchguard.results import ownership
     from patchguard.results.run_folder import METRICS, is_run
     from patchguard.runtime import Runtime
-    from patchguard.training.material import tell_of
+    from patchguard.training.prepare import tell_of
 
     config = evaluation or EvaluationConfig()
     if seed < 0:
@@ -219,14 +223,14 @@ def evaluate(
     if is_run(folder):
         if out is not None:
             raise PatchGuardError(f"--out {out}: the results of a run folder go into {folder}")
-        with outputs.writing(folder):
+        with ownership.writing(folder):
             _evaluate_run(folder, test, config, data=str(data), seed=seed, runtime=runtime)
         return folder / METRICS
     folder = Path(out) if out else Path("evaluations") / found.name
-    outputs.check_apart(folder, [data])
-    outputs.check_own(folder, outputs.EVALUATION)
-    with outputs.writing(folder):
-        outputs.claim(folder, outputs.EVALUATION)
+    ownership.check_apart(folder, [data])
+    ownership.check_own(folder, ownership.EVALUATION)
+    with ownership.writing(folder):
+        ownership.claim(folder, ownership.EVALUATION)
         evaluating.evaluate_other(
             folder, found, test, config, data=str(data), seed=seed, runtime=runtime
         )
@@ -245,7 +249,7 @@ def _evaluate_run(
     runtime: Runtime,
 ) -> None:
     """A run and, before it, its twin."""
-    from patchguard import evaluating
+    from patchguard.pipelines import evaluate as evaluating
     from patchguard.results.run_folder import MANIFEST
     from patchguard.results.schema import LABELLED
 
@@ -323,9 +327,9 @@ def write_leaderboard(
     Raises:
         PatchGuardError: no card, a damaged one, or a file of somebody else at ``out``.
     """
-    from patchguard.evaluating import CARD
-    from patchguard.outputs import FORMER, check_file
+    from patchguard.pipelines.evaluate import CARD
     from patchguard.report.leaderboard import MARKS, render_leaderboard
+    from patchguard.results.ownership import FORMER, check_file
 
     found = sorted(
         path for path in Path(cards).rglob(CARD) if FORMER not in path.relative_to(cards).parts
@@ -371,9 +375,9 @@ def predict(
             holds something else.
     """
     from patchguard.data.listing import named
-    from patchguard.deploy.outputs import PredictionFolder
     from patchguard.deploy.pipeline import load_pipeline
     from patchguard.deploy.predict import find_inputs, write_predictions
+    from patchguard.deploy.prediction_folder import PredictionFolder
     from patchguard.files import absolute
     from patchguard.results.run_folder import manifest_digest
     from patchguard.runtime import Runtime
@@ -410,7 +414,7 @@ def write_report(run: str | Path, *, reporter: Reporter | None = None) -> Path:
     Returns:
         ``report.html`` in the folder.
     """
-    from patchguard.outputs import writing
+    from patchguard.results.ownership import writing
     from patchguard.results.run_folder import read_plain_config
 
     read_plain_config(Path(run))
@@ -453,9 +457,9 @@ def write_anomalies(
         PatchGuardError: bad input, or a file of somebody else at ``out``; its one line says what
             to do.
     """
-    from patchguard import fitting
     from patchguard.anomalies.gallery import GALLERY_MARK
-    from patchguard.outputs import check_file
+    from patchguard.pipelines import fit as fitting
+    from patchguard.results.ownership import check_file
 
     check_file(Path(out), "--out", (GALLERY_MARK,))
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
@@ -522,7 +526,8 @@ def study(
             failed; these are on the page, with the others.
         patchguard.errors.Interrupted: stopped by the user; the state is saved.
     """
-    from patchguard import outputs, studying
+    from patchguard.pipelines import study as studying
+    from patchguard.results import ownership
     from patchguard.runtime import Runtime
 
     Runtime.on(device)  # an absent one is named before any run fails
@@ -535,10 +540,10 @@ def study(
     }
     path = Path(page) if page else Path(out) / "results.md"
     studying.check_page(path)
-    outputs.check_apart(Path(out), folders.values())
+    ownership.check_apart(Path(out), folders.values())
     runs = studying.plan(folders, settings, numbers, Path(out), twin=twin, evaluation=config)
     for run in runs:
-        outputs.check_own(run.folder, outputs.RUN)
+        ownership.check_own(run.folder, ownership.RUN)
         studying.check_same_settings(run)
     studying.read_all(runs)
     written = studying.command(
@@ -566,8 +571,8 @@ def _carry_out(
     runs: Sequence[Planned], path: Path, command: str, device: str, reporter: Reporter
 ) -> list[Failure]:
     """Make the runs of a study and write its page; returns those that failed."""
-    from patchguard import studying
     from patchguard.files import write_whole
+    from patchguard.pipelines import study as studying
     from patchguard.report import study as report
 
     def fit_planned(run: Planned) -> None:

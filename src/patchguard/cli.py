@@ -19,7 +19,7 @@ from patchguard.reporter import Speaking
 from patchguard.stopping import signals_stop
 
 if TYPE_CHECKING:
-    from patchguard.deploy.outputs import Prediction
+    from patchguard.deploy.prediction_folder import Prediction
 
 
 def doctor(**settings: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
@@ -24,6 +24,9 @@ LINE_EVERY = 60.0
 """Seconds between lines where there is no terminal to draw bars on."""
 
 Interval = Literal["tenth", "minute"]
+
+Tell = Callable[[str], None]
+"""Takes a line for each thing that the user should know."""
 
 
 class Advance(Protocol):

@@ -15,8 +15,8 @@ from PIL import Image
 import patchguard
 from patchguard import cli
 from patchguard.data.images import save_png
-from patchguard.deploy import outputs, predict
-from patchguard.deploy.outputs import Prediction
+from patchguard.deploy import predict, prediction_folder
+from patchguard.deploy.prediction_folder import Prediction
 from patchguard.errors import PatchGuardError
 
 
@@ -233,4 +233,4 @@ def test_the_table_is_the_journal(run: Path, images: Path) -> None:
     noted = [line["row"] for line in lines if "row" in line]
     assert noted == json.loads(Path("out/scores.json").read_text())
     assert lines[-1] == {"finished": True}
-    assert list(rows(Path("out"))[0]) == outputs.COLUMNS
+    assert list(rows(Path("out"))[0]) == prediction_folder.COLUMNS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchguard.evaluation.bootstrap import (
-    Interval,
+    BootstrapInterval,
     image_auroc_interval,
     pixel_auroc_interval,
     rate_intervals,
@@ -27,7 +27,7 @@ def upper_tail(x: float) -> float:
     return math.erfc(x / math.sqrt(2)) / 2
 
 
-def share_holding(intervals: list[Interval], truth: float) -> float:
+def share_holding(intervals: list[BootstrapInterval], truth: float) -> float:
     return float(np.mean([low <= truth <= high for low, high in intervals]))
 
 

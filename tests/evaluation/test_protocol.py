@@ -20,7 +20,7 @@ from patchguard.detector import Detection, Detector
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation import threat
 from patchguard.evaluation.metrics import image_metrics
-from patchguard.evaluation.protocol import Evaluation, Surroundings, evaluate_detector, suite_of
+from patchguard.evaluation.protocol import DetectorFacts, Evaluation, evaluate_detector, suite_of
 from patchguard.evaluation.store import DECIDING, Store, code_digest
 from patchguard.evaluation.test_set import TestSet
 from patchguard.integrations.function import FunctionDetector
@@ -40,7 +40,7 @@ threats:
 minimal_eps: {steps: 5}
 stress: [blur]
 """
-QUIET = Surroundings(threshold=0.0, checks=False)
+QUIET = DetectorFacts(threshold=0.0, checks=False)
 
 
 class Net(Detector):
@@ -327,7 +327,7 @@ def test_what_is_known_of_a_detector_keeps_its_results_apart(
             FunctionDetector(function),
             test_set,
             config,
-            known=Surroundings(identity=name, checks=False),
+            known=DetectorFacts(identity=name, checks=False),
             cache=tmp_path,
         ).summary.scores.attacked["worst linf 8/255"]
         for name, function in (

@@ -14,13 +14,13 @@ import patchguard
 from evaluations import metrics, result_of
 from patchguard.config import FitConfig
 from patchguard.errors import PatchGuardError
-from patchguard.evaluating import worst_auroc
+from patchguard.pipelines.evaluate import worst_auroc
+from patchguard.pipelines.study import Planned, read
 from patchguard.report import leaderboard, study
 from patchguard.report.render import render_report
 from patchguard.results.card import Card, headline, robustness_card
 from patchguard.results.files import read_as, to_json, write_json
 from patchguard.results.schema import WORST, Result
-from patchguard.studying import Planned, read
 
 
 def refuse(constant: str) -> None:

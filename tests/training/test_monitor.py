@@ -19,7 +19,7 @@ from patchguard.runtime import Runtime
 from patchguard.stopping import signals_stop
 from patchguard.training import loop
 from patchguard.training.batches import Batch
-from patchguard.training.module import AdversarialTraining, Measured
+from patchguard.training.module import AdversarialTraining, LoggedQuantities
 from patchguard.training.monitor import Reading, look
 from patchguard.training.train import train
 from trainings import MODEL, Listening, dataset, settings
@@ -136,7 +136,7 @@ def test_a_run_that_switched_and_was_interrupted_goes_on_with_pgd_2(
     forward = AdversarialTraining.forward
     steps: list[tuple[int, int]] = []
 
-    def stopped(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+    def stopped(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, LoggedQuantities]:
         steps.append((self.step, self.attack.steps))
         if len(steps) == 4:
             signal.raise_signal(signal.SIGINT)

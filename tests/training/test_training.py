@@ -38,7 +38,12 @@ from patchguard.training.batches import (
     workers_for,
 )
 from patchguard.training.loss import PatchLoss, training_loss
-from patchguard.training.module import AdversarialTraining, Measured, images_of, inner_attack
+from patchguard.training.module import (
+    AdversarialTraining,
+    LoggedQuantities,
+    images_of,
+    inner_attack,
+)
 from patchguard.training.resume import ResumeFile, saved_step
 from patchguard.training.train import total_steps, train
 from trainings import MODEL, VARIED, dataset, settings
@@ -79,7 +84,7 @@ def test_only_what_is_logged_is_measured_and_so_waits_for_a_gpu(
 ) -> None:
     original, measuring = AdversarialTraining.forward, []
 
-    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, LoggedQuantities]:
         loss, measured = original(self, batch)
         if measured:
             measuring.append(self.step)
@@ -96,7 +101,7 @@ def test_weights_cast_to_half_precision_are_not_kept_while_they_are_perturbed(
 ) -> None:
     original, kept = AdversarialTraining.forward, []
 
-    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, LoggedQuantities]:
         kept.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
         return original(self, batch)
 
@@ -336,10 +341,10 @@ def test_a_request_to_stop_reaches_a_training_in_another_thread(tmp_path: Path) 
     assert 0 < saved_step(tmp_path / "resume.ckpt") < 10_000
 
 
-def _interrupting_at(step: int) -> Callable[..., tuple[Tensor, Measured]]:
+def _interrupting_at(step: int) -> Callable[..., tuple[Tensor, LoggedQuantities]]:
     original = AdversarialTraining.forward
 
-    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, LoggedQuantities]:
         if self.step == step:
             signal.raise_signal(signal.SIGINT)
         return original(self, batch)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from patchguard.arrays import FloatArray
 from patchguard.data.images import ImageSource, Pixels, eight_bit, read_pixels, save_png
 from patchguard.data.listing import Listing, list_images
-from patchguard.deploy.outputs import MAPS, OVERLAYS, Prediction, PredictionFolder
 from patchguard.deploy.pipeline import Judgement, Pipeline
+from patchguard.deploy.prediction_folder import MAPS, OVERLAYS, Prediction, PredictionFolder
 from patchguard.errors import PatchGuardError
 from patchguard.files import absolute, printable, short_name
 

@@ -24,19 +24,19 @@ CONFIDENCE = 0.95
 _Mask = npt.NDArray[np.bool_]
 
 
-class Interval(NamedTuple):
+class BootstrapInterval(NamedTuple):
     """A percentile interval of a metric; nan where the metric is not defined."""
 
     low: float
     high: float
 
 
-UNDEFINED = Interval(float("nan"), float("nan"))
+UNDEFINED = BootstrapInterval(float("nan"), float("nan"))
 
 
 def image_auroc_interval(
     scores: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int = 0
-) -> Interval:
+) -> BootstrapInterval:
     """95 % interval of the image AUROC of scores [N] with labels [N], True = anomalous."""
     scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
     if labels.all() or not labels.any():
@@ -55,7 +55,7 @@ def image_auroc_interval(
 
 def rate_intervals(
     scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float
-) -> tuple[Interval, Interval]:
+) -> tuple[BootstrapInterval, BootstrapInterval]:
     """95 % intervals of the true and false positive rate of the verdicts `score > threshold`.
 
     Exact binomial ones (Clopper and Pearson 1934): resamples of images that all pass would know
@@ -69,7 +69,7 @@ def rate_intervals(
 
 def pixel_auroc_interval(
     histograms: PixelHistograms, labels: npt.ArrayLike, *, seed: int = 0
-) -> Interval:
+) -> BootstrapInterval:
     """95 % interval of the pooled pixel AUROC, from the histograms of N images with labels [N]."""
     draws = _draws(np.asarray(labels, dtype=bool), seed).astype(np.float64)
     return _interval(
@@ -88,14 +88,14 @@ def _draws(labels: _Mask, seed: int) -> npt.NDArray[np.int64]:
     return draws
 
 
-def _rate_interval(verdicts: _Mask) -> Interval:
+def _rate_interval(verdicts: _Mask) -> BootstrapInterval:
     if verdicts.size == 0:
         return UNDEFINED
     found = stats.binomtest(int(verdicts.sum()), verdicts.size).proportion_ci(CONFIDENCE)
-    return Interval(float(found.low), float(found.high))
+    return BootstrapInterval(float(found.low), float(found.high))
 
 
-def _interval(values: DoubleArray) -> Interval:
+def _interval(values: DoubleArray) -> BootstrapInterval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, (tail, 1 - tail))
-    return Interval(float(low), float(high))
+    return BootstrapInterval(float(low), float(high))

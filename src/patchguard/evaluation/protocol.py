@@ -45,7 +45,7 @@ from patchguard.evaluation.store import (
     store_of,
 )
 from patchguard.evaluation.stress import STRESSES, stressed
-from patchguard.evaluation.test_set import Captured, TestSet
+from patchguard.evaluation.test_set import OriginalImages, TestSet
 from patchguard.evaluation.threat import ThreatResult, run_threat
 from patchguard.files import printable
 from patchguard.results.schema import (
@@ -69,7 +69,7 @@ SEVERITIES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class DetectorFacts:
     """What an evaluation knows of a detector besides its outputs; all of it is optional.
 
     Attributes:
@@ -144,7 +144,7 @@ def evaluate_detector(
     test: TestSet,
     config: EvaluationConfig,
     *,
-    known: Surroundings | None = None,
+    known: DetectorFacts | None = None,
     seed: int = 0,
     cache: Path | None = None,
     gpus: Sequence[torch.device] = (),
@@ -168,7 +168,7 @@ def evaluate_detector(
     Raises:
         PatchGuardError: a suite that asks for what does not exist.
     """
-    suite, known = suite_of(config), known or Surroundings()
+    suite, known = suite_of(config), known or DetectorFacts()
     if config.images is not None:
         test = test.subset(config.images)
     if config.looks > 1:
@@ -203,7 +203,7 @@ def _fingerprint(
     test: TestSet,
     suite: Suite,
     config: EvaluationConfig,
-    known: Surroundings,
+    known: DetectorFacts,
     seed: int,
 ) -> str:
     """Of everything that decides what attacks find and can be known exactly, code included."""
@@ -227,7 +227,7 @@ class _Findings:
         self,
         campaign: Campaign,
         suite: Suite,
-        known: Surroundings,
+        known: DetectorFacts,
         advance: Callable[[str, float], None],
     ) -> None:
         self.campaign, self.suite, self.known = campaign, suite, known
@@ -404,7 +404,7 @@ class _Findings:
             threshold=self.known.threshold,
             twin_auroc=self.known.twin_auroc.get(nearest),
             deployed=self.known.deployed,
-            captured=Captured(self.test.sources) if self.test.sources else None,
+            captured=OriginalImages(self.test.sources) if self.test.sources else None,
             provenance={"seed": self.seed, **self.known.provenance},
             seed=self.seed,
             effort="full" if self.suite.all_checks else "quick",

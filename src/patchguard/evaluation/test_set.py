@@ -99,7 +99,7 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
     )
 
 
-class Captured(Sequence[np.ndarray]):
+class OriginalImages(Sequence[np.ndarray]):
     """The images [H, W, 3] in [0, 1] of files as they were captured, read when asked for."""
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
@@ -112,11 +112,11 @@ class Captured(Sequence[np.ndarray]):
     def __getitem__(self, index: int) -> np.ndarray: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Captured: ...
+    def __getitem__(self, index: slice) -> OriginalImages: ...
 
-    def __getitem__(self, index: int | slice) -> np.ndarray | Captured:
+    def __getitem__(self, index: int | slice) -> np.ndarray | OriginalImages:
         if isinstance(index, slice):
-            return Captured(self._sources[index])
+            return OriginalImages(self._sources[index])
         return read_image(self._sources[index])
 
 

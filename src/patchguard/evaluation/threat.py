@@ -21,7 +21,7 @@ from patchguard.evaluation.store import digest
 from patchguard.evaluation.worst_case import worst_scores
 from patchguard.results.schema import CLEAN
 
-Advance = Callable[[float], None]
+_Advance = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ThreatResult:
     skipped: dict[str, str]
 
 
-def run_threat(campaign: Campaign, threat: ThreatConfig, advance: Advance) -> ThreatResult:
+def run_threat(campaign: Campaign, threat: ThreatConfig, advance: _Advance) -> ThreatResult:
     """Attack every image with every attack at every radius, and keep the worst.
 
     Args:
@@ -139,7 +139,7 @@ class _MemberRun:
         if campaign.test.masks is not None:
             self.parts.append("maps")
 
-    def results(self, worst: Sequence[_Running], advance: Advance) -> list[Attacked]:
+    def results(self, worst: Sequence[_Running], advance: _Advance) -> list[Attacked]:
         """Run what is not in the store yet; merge into ``worst``.
 
         Each round is an attack of its own among the results, as its maps may be the worst.

@@ -49,7 +49,7 @@ class Specimen:
 
 
 @dataclass(frozen=True)
-class Exhibition:
+class SamplePictures:
     """The gallery: columns, rows, and how to read them."""
 
     headings: tuple[str, ...]
@@ -342,7 +342,7 @@ def _training_panels(run: Run) -> list[Panel]:
     return panels
 
 
-def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
+def _exhibition(judged: Judged, twin: Judged | None) -> SamplePictures | None:
     gallery = judged.gallery
     if gallery is None:
         return None
@@ -355,7 +355,7 @@ def _exhibition(judged: Judged, twin: Judged | None) -> Exhibition | None:
     scales = [(OURS, pictures.ColourScale.over([gallery.maps, gallery.attacked_maps]))]
     if beside:
         scales.append((TWIN, pictures.ColourScale.over([beside.attacked_maps])))
-    return Exhibition(
+    return SamplePictures(
         headings=_headings(gallery, beside, eps, factor),
         specimens=tuple(
             Specimen(

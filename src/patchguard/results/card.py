@@ -26,7 +26,6 @@ from patchguard.results.schema import (
     AtRadius,
     AttackResult,
     Check,
-    Count,
     Document,
     Finite,
     Flag,
@@ -34,6 +33,7 @@ from patchguard.results.schema import (
     MinimalRadii,
     Record,
     Result,
+    Tally,
     Text,
     ascending,
     finite_or_none,
@@ -54,7 +54,7 @@ def _finite_ends(value: Any) -> Any:
     return None if unknown else value
 
 
-Share = Annotated[
+FiniteShare = Annotated[
     Annotated[float, Field(strict=True, ge=0, le=1)] | None, BeforeValidator(finite_or_none)
 ]
 FiniteEnds = Annotated[
@@ -70,7 +70,7 @@ class CardDetector(Record):
 
     name: Word
     kind: Word
-    parameters: Count
+    parameters: Tally
     sha256: Sha256
 
 
@@ -79,8 +79,8 @@ class CardData(Record):
 
     name: Word
     sha256: Sha256
-    normal: Count
-    anomalous: Count
+    normal: Tally
+    anomalous: Tally
 
 
 class CardThreat(Record):
@@ -102,11 +102,11 @@ class CardProtocol(Record):
     threats: tuple[CardThreat, ...]
     attacks: dict[str, Word]
     skipped: dict[str, Word]
-    legacy_steps: Count | None
+    legacy_steps: Tally | None
     settings: dict[str, Any]
     test_set: Word | None
-    seed: Count
-    attacked_resolution: Count
+    seed: Tally
+    attacked_resolution: Tally
     versions: dict[str, Any]
     device: Word
     seconds: Finite
@@ -115,23 +115,23 @@ class CardProtocol(Record):
 class CardMetrics(Record):
     """Clean metrics, or those with both classes attacked."""
 
-    image_auroc: Share
+    image_auroc: FiniteShare
     image_auroc_interval: FiniteEnds
-    pixel_auroc: Share
+    pixel_auroc: FiniteShare
     pixel_auroc_interval: FiniteEnds
-    pixel_aupro: Share
-    tpr: Share
+    pixel_aupro: FiniteShare
+    tpr: FiniteShare
     tpr_interval: FiniteEnds
-    fpr: Share
+    fpr: FiniteShare
     fpr_interval: FiniteEnds
 
 
 class CardWorst(CardMetrics, AtRadius):
     """The worst case at one radius, and what the published attack says there."""
 
-    pixel_auroc_floor: Share
-    legacy_image_auroc: Share
-    legacy_pixel_auroc: Share
+    pixel_auroc_floor: FiniteShare
+    legacy_image_auroc: FiniteShare
+    legacy_pixel_auroc: FiniteShare
     legacy_gap: Finite
 
 
@@ -150,9 +150,9 @@ class CardMinimalEps(Record):
     median: Finite
     median_normals: Finite
     median_anomalies: Finite
-    never_flipped: Share
-    never_flipped_normals: Share
-    never_flipped_anomalies: Share
+    never_flipped: FiniteShare
+    never_flipped_normals: FiniteShare
+    never_flipped_anomalies: FiniteShare
 
 
 class CardNumbers(Record):
@@ -167,10 +167,10 @@ class CardNumbers(Record):
 class CardChecks(Record):
     """The checks and how many came to which end."""
 
-    passed: Count
-    warned: Count
-    failed: Count
-    skipped: Count
+    passed: Tally
+    warned: Tally
+    failed: Tally
+    skipped: Tally
     list: tuple[Check, ...]
 
     @property

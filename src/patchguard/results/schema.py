@@ -76,7 +76,7 @@ Numbers = tuple[Number, ...]
 Ends = tuple[Number, Number]
 Finite = Annotated[Annotated[float, Field(strict=True)] | None, BeforeValidator(finite_or_none)]
 """A finite number; None where there is none."""
-Count = Annotated[int, Field(strict=True, ge=0)]
+Tally = Annotated[int, Field(strict=True, ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, BeforeValidator(_shown)]
 
@@ -171,7 +171,7 @@ class StressResult(Measured):
     """Metrics under a natural disturbance of one severity."""
 
     name: Text
-    severity: Count
+    severity: Tally
 
 
 class AtRadius(Record):
@@ -279,8 +279,8 @@ class Check(Record):
 class Images(Record):
     """How many images of each class."""
 
-    normal: Count
-    anomalous: Count
+    normal: Tally
+    anomalous: Tally
 
 
 class Protocol(Record, extra="allow"):
@@ -297,19 +297,19 @@ class Protocol(Record, extra="allow"):
         seconds: on the clock.
     """
 
-    legacy_steps: Count | None = None
+    legacy_steps: Tally | None = None
     suite: Text
     test_set: Text | None = None
     test_sha256: Text | None = None
     data: Text
     images: Images
-    kinds: dict[Text, Count] = {}
+    kinds: dict[Text, Tally] = {}
     ground_truth: Text | None = None
     threats: dict[str, tuple[Text, ...]] = Field(min_length=1)
     attacks: dict[Text, Text]
-    looks: Count | None = None
-    attacked_resolution: Count
-    seed: Count
+    looks: Tally | None = None
+    attacked_resolution: Tally
+    seed: Tally
     device: Text
     versions: dict[Text, Text]
     seconds: Number = math.nan

@@ -23,7 +23,7 @@ from patchguard.results.run_folder import RESUME
 from patchguard.runtime import Runtime
 from patchguard.stopping import StopRequest
 from patchguard.training.batches import Batch
-from patchguard.training.module import AdversarialTraining, Measured, images_of
+from patchguard.training.module import AdversarialTraining, LoggedQuantities, images_of
 from patchguard.training.monitor import look
 from patchguard.training.resume import ResumeFile
 
@@ -99,12 +99,12 @@ class Loop:
                 self._resume.save()
         self._resume.save()
 
-    def _attacked_loss(self, batch: Batch) -> tuple[Tensor, Measured]:
+    def _attacked_loss(self, batch: Batch) -> tuple[Tensor, LoggedQuantities]:
         # Nothing cast is kept for later: weight perturbation moves the weights in between.
         half = self.training.config.precision == "bf16"
         kind = self.fabric.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False):
-            found: tuple[Tensor, Measured] = self._loss(batch)
+            found: tuple[Tensor, LoggedQuantities] = self._loss(batch)
         return found
 
     def _step(self, batch: Batch, clock: float) -> dict[str, float]:

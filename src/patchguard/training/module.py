@@ -22,7 +22,7 @@ from patchguard.training.loss import PatchLoss, training_loss
 from patchguard.training.monitor import replacement
 from patchguard.training.persistent import Perturbations
 
-Measured = dict[str, Tensor]
+LoggedQuantities = dict[str, Tensor]
 """What a step measures for the logs, by name."""
 
 LOG_EVERY = 10
@@ -146,7 +146,7 @@ class AdversarialTraining(nn.Module):
             group["lr"] = self.current_lr()
         self.model.backbone.requires_grad_(self.progress() >= self.config.head_first)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Measured]:
+    def forward(self, batch: Batch) -> tuple[Tensor, LoggedQuantities]:
         """The loss of a batch under attack, and what is measured of it now and then.
 
         With weight perturbation the weights are left at where the loss is larger; they go back
@@ -154,7 +154,7 @@ class AdversarialTraining(nn.Module):
         """
         images, labels, masks = images_of(batch)
         attacked = self.attacked(batch, images, labels, masks)
-        measured: Measured = {}
+        measured: LoggedQuantities = {}
         if self._every(RARELY):
             measured |= self._attention_degrees(attacked)
         if self.config.attack.keep_clean:
@@ -226,14 +226,14 @@ class AdversarialTraining(nn.Module):
         if self.perturbations:
             self.perturbations.load_state_dict(state["perturbations"])
 
-    def _attention_degrees(self, images: Tensor) -> Measured:
+    def _attention_degrees(self, images: Tensor) -> LoggedQuantities:
         """Of each block, where all have attention."""
         if not all(hasattr(block, "attn") for block in self.model.blocks):
             return {}
         degrees = attention_degrees(self.model, images).mean(1)
         return {f"attention_degree_{number}": found for number, found in enumerate(degrees, 1)}
 
-    def _measured(self, patches: Tensor, attention: Tensor) -> Measured:
+    def _measured(self, patches: Tensor, attention: Tensor) -> LoggedQuantities:
         measured = {
             "loss": (patches + attention).detach(),
             "patch_loss": patches.detach(),

@@ -6,7 +6,7 @@ import io
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +24,8 @@ from patchguard.deploy.pipeline import load_pipeline
 from patchguard.detector import Detector
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluation.protocol import (
+    DetectorFacts,
     Evaluation,
-    Surroundings,
     evaluate_detector,
     suite_of,
 )
@@ -35,9 +35,10 @@ from patchguard.evaluation.test_set import TestSet, labelled_images, pseudo_test
 from patchguard.files import printable, write_whole
 from patchguard.integrations.load import Loaded
 from patchguard.models.checkpoint import load_detector
-from patchguard.outputs import keep_former
+from patchguard.reporter import Tell
 from patchguard.results.card import Card, CardDetector, headline, robustness_card
 from patchguard.results.files import read_as, to_json, write_json
+from patchguard.results.ownership import keep_former
 from patchguard.results.run_folder import (
     CONFIG,
     MANIFEST,
@@ -60,9 +61,7 @@ from patchguard.results.schema import (
     headline_eps,
 )
 from patchguard.runtime import Runtime
-from patchguard.training.material import Material
-
-Tell = Callable[[str], None]
+from patchguard.training.prepare import PreparedImages
 
 TWIN, CACHE, CARD, GALLERY = "twin", "attacks", "card.json", "gallery.npz"
 REPORT, LEADERBOARD = "report.html", "leaderboard.html"
@@ -92,7 +91,7 @@ class Subject:
     kind: str
     sha256: str
     detector: Detector
-    known: Surroundings
+    known: DetectorFacts
 
 
 def versions() -> dict[str, str]:
@@ -105,7 +104,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def test_set(material: Material, settings: FitConfig, tell: Tell) -> tuple[TestSet, str]:
+def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple[TestSet, str]:
     """The labelled test images of the folder, or a self-test where it has none; and which."""
     data = settings.recipe.data
     if material.folder.has_test:
@@ -217,7 +216,7 @@ def _subject(folder: Path, test: TestSet, test_name: str, twin: bool, runtime: R
     control = folder / TWIN
     controlled = is_sealed(control, METRICS)
     provenance = _provenance(folder, test)
-    known = Surroundings(
+    known = DetectorFacts(
         identity=provenance["weights_sha256"] + provenance["config_sha256"],
         threshold=threshold,
         twin_auroc=worst_auroc(control) if controlled else {},
@@ -259,7 +258,7 @@ def evaluate_other(
         "versions": versions(),
         "mask_protocol": "native",
     }
-    known = Surroundings(identity=found.sha256, threshold=found.threshold, provenance=provenance)
+    known = DetectorFacts(identity=found.sha256, threshold=found.threshold, provenance=provenance)
     _probe(found, test)
     detector = found.detector.to(runtime.device)
     subject = Subject(found.name, found.kind, found.sha256, detector, known)

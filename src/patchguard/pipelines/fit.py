@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,14 @@ from patchguard.anomalies.gallery import gallery, write_gallery
 from patchguard.config import FitConfig, parse_eps
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
 from patchguard.errors import PatchGuardError
-from patchguard.evaluating import versions
 from patchguard.evaluation.protocol import suite_of
 from patchguard.evaluation.scoring import score_images
 from patchguard.models.checkpoint import load_unverified, save_detector
 from patchguard.models.patchguard import PatchGuard
 from patchguard.models.weights import start_digest
-from patchguard.outputs import RUN, claim, set_aside
+from patchguard.pipelines.evaluate import versions
+from patchguard.reporter import Tell
+from patchguard.results.ownership import RUN, claim, set_aside
 from patchguard.results.run_folder import (
     CALIBRATION,
     CONFIG,
@@ -38,10 +38,8 @@ from patchguard.results.run_folder import (
 )
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
-from patchguard.training.material import Material, prepare
+from patchguard.training.prepare import PreparedImages, prepare
 from patchguard.training.train import check_settings, total_steps, train
-
-Tell = Callable[[str], None]
 
 
 def undefended(settings: FitConfig) -> FitConfig:
@@ -66,7 +64,7 @@ def is_defended(settings: FitConfig) -> bool:
     return parse_eps(settings.recipe.training.attack.eps) > 0
 
 
-def provenance(material: Material, weights: str, runtime: Runtime) -> dict[str, Any]:
+def provenance(material: PreparedImages, weights: str, runtime: Runtime) -> dict[str, Any]:
     """What decides a number besides the settings; ``weights`` is what the training starts from."""
     return {
         "start_sha256": start_digest(weights),
@@ -98,11 +96,11 @@ def check(settings: FitConfig) -> None:
     check_settings(model, recipe.data, recipe.training)
 
 
-def prepared(data: Path, settings: FitConfig, tell: Tell) -> Material:
+def prepared(data: Path, settings: FitConfig, tell: Tell) -> PreparedImages:
     """The images of a run: a folder, which may have moved since, scanned and split.
 
     Raises:
-        PatchGuardError: see :func:`patchguard.training.material.prepare`.
+        PatchGuardError: see :func:`patchguard.training.prepare.prepare`.
     """
     return prepare(
         data,
@@ -116,7 +114,7 @@ def prepared(data: Path, settings: FitConfig, tell: Tell) -> Material:
     )
 
 
-def check_same_images(folder: Path, material: Material) -> None:
+def check_same_images(folder: Path, material: PreparedImages) -> None:
     """Refuse to continue a run on other images than it was started with.
 
     Raises:
@@ -131,7 +129,7 @@ def check_same_images(folder: Path, material: Material) -> None:
         )
 
 
-def check_same_changes(folder: Path, material: Material) -> None:
+def check_same_changes(folder: Path, material: PreparedImages) -> None:
     """Refuse to continue a run with images changed otherwise than when it was started.
 
     Raises:
@@ -147,7 +145,7 @@ def check_same_changes(folder: Path, material: Material) -> None:
         )
 
 
-def write_training_gallery(material: Material, path: Path, seed: int) -> None:
+def write_training_gallery(material: PreparedImages, path: Path, seed: int) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
     images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
     picture = gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8)
@@ -155,7 +153,7 @@ def write_training_gallery(material: Material, path: Path, seed: int) -> None:
 
 
 def fit_detector(
-    material: Material, settings: FitConfig, folder: Path, *, runtime: Runtime
+    material: PreparedImages, settings: FitConfig, folder: Path, *, runtime: Runtime
 ) -> None:
     """Train and calibrate into ``folder``; nothing to do when that is done already."""
     tell = runtime.reporter.tell
@@ -236,7 +234,9 @@ def is_trained(folder: Path, tell: Tell) -> bool:
     return True
 
 
-def calibrate(detector: PatchGuard, material: Material, false_alarm_rate: float) -> Calibration:
+def calibrate(
+    detector: PatchGuard, material: PreparedImages, false_alarm_rate: float
+) -> Calibration:
     """The conformal threshold of the held-out normals, for the rate that they can guarantee."""
     images = material.held_out.images
     scores = np.concatenate(
@@ -253,7 +253,7 @@ def _batch(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
-def tell_of_shortfall(material: Material, false_alarm_rate: float, tell: Tell) -> None:
+def tell_of_shortfall(material: PreparedImages, false_alarm_rate: float, tell: Tell) -> None:
     """Say so where the held-out normals are too few for the rate asked for."""
     held_out = len(material.held_out.images)
     best = smallest_rate(held_out)

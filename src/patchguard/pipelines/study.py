@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
-from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.evaluating import CARD, REPORT, TWIN
 from patchguard.evaluation.protocol import suite_of
 from patchguard.files import printable
+from patchguard.pipelines import fit as fitting
+from patchguard.pipelines.evaluate import CARD, REPORT, TWIN
 from patchguard.report.study import STUDY_MARK, Failure, StudyRun
+from patchguard.reporter import Tell
 from patchguard.results.card import Card
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import (
@@ -32,8 +33,6 @@ from patchguard.results.run_folder import (
 )
 from patchguard.results.schema import Result
 from patchguard.shipped import flat
-
-Tell = Callable[[str], None]
 
 COMPARED = ("suite", "threats", "attacks", "looks")
 """What the evaluations of all runs have in common."""

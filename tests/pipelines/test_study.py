@@ -15,16 +15,17 @@ import yaml
 
 import evaluations
 import patchguard
-from patchguard import cli, studying
+from patchguard import cli
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.pipelines import study as studying
+from patchguard.pipelines.study import Planned
 from patchguard.report import study as report
 from patchguard.report.study import StudyRun
 from patchguard.report.tables import Table
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS, seal
 from patchguard.results.schema import SELF_TEST, Result
-from patchguard.studying import Planned
 
 EPS = ("1/255", "4/255")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from patchguard.data.samples import Sample
 from patchguard.data.split import split_normals
 from patchguard.data.stack import Stack, stacked
 from patchguard.errors import PatchGuardError
+from patchguard.reporter import Tell
 
 SMALLEST_CALIBRATION_SHARE = 0.1
 LARGEST_CALIBRATION_SHARE = 1 / 3
@@ -40,7 +41,7 @@ class Normals:
 
 
 @dataclass(frozen=True)
-class Material:
+class PreparedImages:
     """A scanned folder, its normals split in two, and what was made of them.
 
     Attributes:
@@ -85,8 +86,8 @@ def prepare(
     calibration_images: int,
     seed: int,
     strict: bool,
-    tell: Callable[[str], None],
-) -> Material:
+    tell: Tell,
+) -> PreparedImages:
     """Scan a folder, hold out normals for calibration, and find the foregrounds.
 
     Args:
@@ -117,7 +118,7 @@ def prepare(
     method = chosen_method([sample.source for sample in train], config.foreground)
     foreground = replace(config.foreground, method=method)
     normals = _normals(train, foreground, config.image_size)
-    return Material(
+    return PreparedImages(
         folder,
         normals,
         _normals(calibration, foreground, config.image_size),
@@ -127,7 +128,7 @@ def prepare(
     )
 
 
-def tell_of(folder: ImageFolder, tell: Callable[[str], None]) -> None:
+def tell_of(folder: ImageFolder, tell: Tell) -> None:
     """Say what was left out of a data set, and what is odd about it."""
     for path, reason in folder.skipped:
         tell(f"skipped {path}: {reason}")

@@ -22,18 +22,22 @@ import yaml
 
 import evaluations
 import patchguard
-from patchguard import cli, evaluating, fitting, outputs, studying
+from patchguard import cli
 from patchguard.config import EvaluationConfig, FitConfig, Recipe
 from patchguard.data.synthetic import write_benchmark
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import Evaluation
 from patchguard.evaluation.store import Store
 from patchguard.files import sole_writer
+from patchguard.pipelines import evaluate as evaluating
+from patchguard.pipelines import fit as fitting
+from patchguard.pipelines import study as studying
+from patchguard.pipelines.study import Planned
+from patchguard.results import ownership
 from patchguard.results.card import CardDetector, headline, robustness_card
 from patchguard.results.files import to_json
 from patchguard.results.run_folder import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.schema import Result, Summary
-from patchguard.studying import Planned
 
 
 class Killed(BaseException):
@@ -130,26 +134,26 @@ def test_an_evaluation_is_not_written_into_a_run_nor_a_run_into_an_evaluation(
     command = ["evaluate", f"{tmp_path / 'mine.py'}:make", str(tree), "--out", str(copy)]
     assert f"{copy} is a run already" in refused(command, capsys)
     assert contents(copy) == before
-    outputs.claim(tmp_path / "evaluation", outputs.EVALUATION)
+    ownership.claim(tmp_path / "evaluation", ownership.EVALUATION)
     command = ["fit", str(tree), "--out", str(tmp_path / "evaluation")]
     assert "is an evaluation of another detector already" in refused(command, capsys)
 
 
 def test_runs_of_former_versions_are_known_without_a_mark(copy: Path) -> None:
-    (copy / outputs.MARKER).unlink()
-    outputs.check_own(copy, outputs.RUN)
+    (copy / ownership.MARKER).unlink()
+    ownership.check_own(copy, ownership.RUN)
     (copy / "manifest.json").write_text("{")
-    outputs.check_own(copy, outputs.RUN)
+    ownership.check_own(copy, ownership.RUN)
     (copy / "config.yaml").write_text("a: b")
     (copy / "card.json").unlink()
     with pytest.raises(PatchGuardError, match="holds files"):
-        outputs.check_own(copy, outputs.RUN)
+        ownership.check_own(copy, ownership.RUN)
 
 
 def test_what_an_abandoned_start_left_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "csv").mkdir()
     (tmp_path / "csv" / "note.txt").write_text("mine")
-    outputs.set_aside(tmp_path, ("csv", "tensorboard"))
+    ownership.set_aside(tmp_path, ("csv", "tensorboard"))
     assert not (tmp_path / "csv").exists()
     (kept,) = tmp_path.glob("former/*/csv/note.txt")
     assert kept.read_text() == "mine"
@@ -443,7 +447,7 @@ def test_two_fits_into_one_new_folder_do_not_mix(
     out, prepared = tmp_path / "run", fitting.prepared
 
     def meanwhile(*arguments: Any) -> Any:
-        outputs.claim(out, outputs.RUN)
+        ownership.claim(out, ownership.RUN)
         (out / "model.safetensors").write_text("of the other")
         return prepared(*arguments)
 
