@@ -18,6 +18,7 @@ import patchguard
 from patchguard import cli, studying
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.evaluation.checks import run as checks
 from patchguard.report import study as report
 from patchguard.report.study import StudyRun
 from patchguard.report.tables import Table
@@ -25,8 +26,10 @@ from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS, seal
 from patchguard.results.schema import SELF_TEST, Result
 from patchguard.studying import Planned
+from trainings import SELF_CHECKS
 
 EPS = ("1/255", "4/255")
+pytestmark = pytest.mark.usefixtures("few_checks")
 
 
 def made(
@@ -239,9 +242,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path, tree: Path, recipe: Path, evaluation: EvaluationConfig) -> Path:
     """A finished study of one recipe with two seeds."""
-    return patchguard.study(
-        tree, recipes=str(recipe), seeds=(0, 1), out=folder, evaluation=evaluation
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "QUICK", SELF_CHECKS)
+        return patchguard.study(
+            tree, recipes=str(recipe), seeds=(0, 1), out=folder, evaluation=evaluation
+        )
 
 
 def arguments(tree: Path, folder: Path, recipe: Path, evaluation: EvaluationConfig) -> list[str]:
