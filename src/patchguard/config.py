@@ -554,7 +554,7 @@ def _from_yaml(kind: type[T], path: Path) -> T:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PatchGuardError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
