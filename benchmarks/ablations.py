@@ -31,17 +31,18 @@ import torch
 
 from patchguard import fitting
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, from_plain, load_recipe
-from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluating import test_set, versions
 from patchguard.evaluation.metrics import auroc_by_kind
 from patchguard.evaluation.protocol import Surroundings, evaluate_detector
 from patchguard.results.schema import CLEAN, WORST, Summary
+from patchguard.runtime import named_device
 from patchguard.studying import data_names
 from patchguard.training.batches import TrainingImages
 from patchguard.training.material import Material
 from patchguard.training.train import Trained, train
 
+DEVICE = named_device("auto")
 SUITE = "quick"
 BATCH = 128
 """Images attacked at once: a GPU is hardly slower for all of them than for a few."""
@@ -171,7 +172,7 @@ def make(run: Run, alone: bool) -> None:
     trained = trained_on(material, run)
     test, test_name = test_set(material, settings, print)
     found = evaluate_detector(
-        trained.detector.to(device()),
+        trained.detector.to(DEVICE),
         test,
         EvaluationConfig(suite=SUITE, eps=list(run.eps), batch_size=BATCH),
         known=Surroundings(checks=False),
@@ -183,7 +184,7 @@ def make(run: Run, alone: bool) -> None:
         "steps": trained.steps,
         "minutes": trained.seconds / 60,
         "switched_at": trained.switched_at,
-        "device": device().type,
+        "device": DEVICE.type,
         "versions": versions(),
         **aurocs(found),
         "scores": found.scores.model_dump(mode="json"),
@@ -249,7 +250,7 @@ def compare(planned: Sequence[Run], at_once: int) -> None:
     """Make the runs that are outstanding, and print how they compare with the first variant."""
     outstanding = [run for run in planned if not run.file.exists()]
     print(
-        f"{len(outstanding)} of {len(planned)} runs to make, worst of {SUITE}, {device().type}, "
+        f"{len(outstanding)} of {len(planned)} runs to make, worst of {SUITE}, {DEVICE.type}, "
         f"{platform.machine()}, {versions()}",
         flush=True,
     )

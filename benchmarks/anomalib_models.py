@@ -31,12 +31,12 @@ from torchvision.transforms import v2
 
 from patchguard.config import EvaluationConfig
 from patchguard.data.folder import scan_test
-from patchguard.detector import device
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
 from patchguard.integrations.anomalib import AnomalibDetector
 from patchguard.results.schema import CLEAN, WORST, Measured, Summary
+from patchguard.runtime import named_device
 
 CNN, VIT = "resnet18", "vit_tiny_patch16_224"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -80,6 +80,8 @@ def super_simple_net(pre_processor: PreProcessor) -> AnomalibModule:
 def general_ad(pre_processor: PreProcessor) -> AnomalibModule:
     return GeneralAD(VIT, layers=(12,), pre_trained=False, pre_processor=pre_processor)
 
+
+DEVICE = named_device("auto")
 
 MODELS = {
     "PatchCore": Model(patchcore, "model.feature_extractor.feature_extractor"),
@@ -135,7 +137,7 @@ def seconds_per_pass(detector: AnomalibDetector, test: TestSet) -> float:
     """Median wall time of a forward and backward pass on 16 images."""
     detector.requires_grad_(False)
     rows = torch.arange(TIMED_BATCH) % len(test.images)
-    images = test.images[rows].to(device()).requires_grad_()
+    images = test.images[rows].to(DEVICE).requires_grad_()
     times = []
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
@@ -185,7 +187,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
     )
     outcomes = {}
-    print(f"{arguments.data.name} at {arguments.size} px, torch {torch.__version__}, {device()}")
+    print(f"{arguments.data.name} at {arguments.size} px, torch {torch.__version__}, {DEVICE}")
     print(f"{'model':<22}{'':<22}{'image AUROC':>12}{'pixel AUROC':>12}")
     for name in arguments.models:
         model = MODELS[name]
@@ -193,7 +195,7 @@ def main() -> None:
             model = model._replace(epochs=arguments.epochs)
         weights = arguments.vit_weights if name == "GeneralAD" else arguments.backbone_weights
         module = fitted(model, arguments.data, arguments.size, weights)
-        detector = AnomalibDetector(module).to(device())
+        detector = AnomalibDetector(module).to(DEVICE)
         if arguments.time:
             print(f"{name:<22}{seconds_per_pass(detector, test):.3f} s per pass of 16 images")
             continue

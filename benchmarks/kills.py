@@ -51,7 +51,7 @@ from patchguard.evaluating import versions
 from patchguard.evaluation.checks import run as checks
 from patchguard.report import leaderboard, render
 from patchguard.results.run_folder import MANIFEST, METRICS, WEIGHTS
-from patchguard.training import callbacks
+from patchguard.training import resume
 from trainings import small_recipe
 from trees import mask, picture
 
@@ -207,7 +207,7 @@ def _be_command(words: tuple[str, ...], folder: Path, log: Path, writer: int) ->
         os.dup2(output, 2)
         os.chdir(folder)
         # After every step, so that a few steps meet as many saved states as hours do.
-        callbacks.SAVE_EVERY_SECONDS = -1
+        resume.SAVE_EVERY_SECONDS = -1
         config.SUITES = folder / "suites"
         checks.QUICK = frozenset({"S1"})
         sys.addaudithook(lambda event, told: _tell_of_write(writer, event, told, folder))
@@ -249,7 +249,9 @@ def content(folder: Path, suffixes: tuple[str, ...]) -> dict[str, tuple[str, int
 def kept_work(folder: Path) -> dict[str, tuple[str, int]]:
     """What takes long and is kept: weights and results of attacks."""
     found = content(folder, (".npy", ".safetensors"))
-    return {name: state for name, state in found.items() if not name.startswith("out/")}
+    # The worst so far is written anew after every attack; maps of predictions go with their rows.
+    passing = re.compile(r"out/|.*/worst/")
+    return {name: state for name, state in found.items() if not passing.match(name)}
 
 
 def figures(folder: Path, runs: tuple[str, ...]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import patchguard
 from patchguard import api
+from patchguard.reporter import Speaking
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS
 from patchguard.results.schema import Measured, Result
@@ -82,9 +83,15 @@ def main() -> None:
         parser.error("DATA goes with head_ct and with head_ct only")
     began = time.monotonic()
     if arguments.job == "demo":
-        run = api.demo(arguments.out)
+        run = api.demo(arguments.out, reporter=Speaking())
     else:
-        run = patchguard.fit(arguments.data, out=arguments.out, recipe="fast", seed=arguments.seed)
+        run = patchguard.fit(
+            arguments.data,
+            out=arguments.out,
+            recipe="fast",
+            seed=arguments.seed,
+            reporter=Speaking(),
+        )
     minutes = (time.monotonic() - began) / 60
     ours, twin = (read_as(Result, folder / METRICS) for folder in (run, run / "twin"))
     bars = demo_bars if arguments.job == "demo" else head_ct_bars

@@ -20,6 +20,7 @@ import patchguard
 from ablations import compare, parser_of, recipe_of, runs
 from patchguard.config import EvaluationConfig
 from patchguard.data.synthetic import write_benchmark
+from patchguard.reporter import Speaking
 from patchguard.results.run_folder import METRICS, read_config
 
 
@@ -47,6 +48,7 @@ def pretrained(out: Path, count: int, steps: int, seed: int) -> Path:
             twin=False,
             resume=run.exists(),
             evaluation=EvaluationConfig(eps=["4/255"]),
+            reporter=Speaking(),
         )
     return run
 

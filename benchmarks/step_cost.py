@@ -15,7 +15,6 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from statistics import median
 
@@ -23,13 +22,14 @@ import torch
 from torch import Tensor
 
 from patchguard.config import Recipe, load_recipe
-from patchguard.detector import device
 from patchguard.evaluating import versions
 from patchguard.models.patchguard import PatchGuard
+from patchguard.runtime import named_device
 from patchguard.training.batches import Batch
 from patchguard.training.module import AdversarialTraining
 
 Step = Callable[[], None]
+DEVICE = named_device("auto")
 
 
 class Separately(AdversarialTraining):
@@ -62,7 +62,7 @@ def batch_of(recipe: Recipe) -> Batch:
         index=torch.arange(count),
         flips=torch.zeros(count, 2, dtype=torch.bool),
     )
-    return {name: part.to(device()) for name, part in batch.items()}  # type: ignore[return-value, attr-defined]
+    return {name: part.to(DEVICE) for name, part in batch.items()}  # type: ignore[return-value, attr-defined]
 
 
 def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
@@ -72,8 +72,8 @@ def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
     model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
     kind = Separately if way == "separate" else AdversarialTraining
     training = replace(recipe.training, attack=attack)
-    module = kind(model, training, total_steps=1, seed=0, images=len(batch["index"])).to(device())
-    optimizer = module.configure_optimizers()
+    module = kind(model, training, total_steps=1, seed=0, images=len(batch["index"])).to(DEVICE)
+    optimizer = module.optimizer()
     if way == "channels-last":
         model.to(memory_format=torch.channels_last)
         images = ("normal", "anomalous")
@@ -90,9 +90,9 @@ def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
 
     def step() -> None:
         model.train()
-        with torch.autocast(device().type, torch.bfloat16) if half else nullcontext():
-            loss = module.training_step(batch, 0)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            loss, _ = module(batch)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -124,7 +124,7 @@ def main() -> None:
     print(
         f"{arguments.recipe}, {versions()}, {platform.processor() or platform.machine()}, ", end=""
     )
-    print(f"{device().type}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    print(f"{DEVICE.type}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
     batch = batch_of(recipe)
     steps = {way: step_of(way, recipe, batch) for way in ("as it is", *arguments.ways)}
     for way, step in steps.items():

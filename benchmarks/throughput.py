@@ -26,14 +26,15 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchguard.config import FitConfig, Recipe, load_recipe
-from patchguard.detector import device
 from patchguard.evaluating import versions
 from patchguard.fitting import prepared
 from patchguard.models.patchguard import PatchGuard
+from patchguard.runtime import named_device
 from patchguard.training.batches import Batch, TrainingImages, training_loader, workers_for
 from patchguard.training.module import AdversarialTraining
 from patchguard.training.train import train
 
+DEVICE = named_device("auto")
 HALF = {"bf16": torch.bfloat16}
 
 
@@ -58,7 +59,7 @@ def peak(precision: str) -> float:
     """Operations per second of a large matrix product in that precision."""
     side = 8192 if torch.cuda.is_available() else 1024
     dtype = HALF.get(precision, torch.float32)
-    left, right = (torch.randn(side, side, device=device(), dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
     return 2 * side**3 / seconds(lambda: left @ right, 10)
 
 
@@ -73,19 +74,19 @@ def at_its_end(recipe: Recipe) -> Recipe:
 
 
 def step_of(recipe: Recipe, batch: Batch) -> Callable[[], None]:
-    """One optimiser step as Lightning makes it, clipping and average included."""
+    """One optimiser step as the training loop makes it, clipping and average included."""
     torch.manual_seed(0)
     training = recipe.training
     model = PatchGuard(recipe.model, recipe.data.image_size)
-    module = AdversarialTraining(model, training, 1, 0, len(batch["index"])).to(device())
-    optimizer = module.configure_optimizers()
+    module = AdversarialTraining(model, training, 1, 0, len(batch["index"])).to(DEVICE)
+    optimizer = module.optimizer()
     half = HALF.get(training.precision)
 
     def step() -> None:
         model.train()
-        with torch.autocast(device().type, half, enabled=half is not None):
-            loss = module.training_step(batch, 0)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(DEVICE.type, half, enabled=half is not None, cache_enabled=False):
+            loss, _ = module(batch)
+        loss.backward()
         if training.gradient_clip:
             clip_grad_norm_(model.parameters(), training.gradient_clip)
         optimizer.step()
@@ -97,8 +98,8 @@ def step_of(recipe: Recipe, batch: Batch) -> Callable[[], None]:
 
 def loading(images: TrainingImages, batch_size: int, steps: int) -> float:
     """Seconds per batch that the workers need with nobody to wait for, the first left out."""
-    batches = iter(training_loader(images, batch_size, lambda step: 1.0))
-    ahead = 4 * max(1, workers_for(images.config))
+    batches = iter(training_loader(images, batch_size, lambda step: 1.0, device=DEVICE))
+    ahead = 4 * max(1, workers_for(images.config, DEVICE))
     for _ in islice(batches, ahead):
         pass
     began = time.perf_counter()
@@ -151,11 +152,11 @@ def main() -> None:
     print(
         f"{arguments.recipe} on {arguments.data.name}, {recipe.model.backbone} at "
         f"{recipe.data.image_size} px, batches of {count} and {count}, {precision}, "
-        f"{workers_for(recipe.data)} workers, {versions()}, {name}, "
+        f"{workers_for(recipe.data, DEVICE)} workers, {versions()}, {name}, "
         f"{torch.get_num_threads()} threads"
     )
-    batch = next(iter(training_loader(images, count, lambda step: 1.0)))
-    on_device = {key: part.to(device()) for key, part in batch.items()}
+    batch = next(iter(training_loader(images, count, lambda step: 1.0, device=DEVICE)))
+    on_device = {key: part.to(DEVICE) for key, part in batch.items()}
     step = step_of(recipe, on_device)  # type: ignore[arg-type]
     step()
     with FlopCounterMode(display=False) as counter:

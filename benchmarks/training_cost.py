@@ -26,6 +26,7 @@ import patchguard
 from patchguard.config import EvaluationConfig, Recipe, load_recipe
 from patchguard.evaluating import worst_auroc
 from patchguard.models.patchguard import PatchGuard
+from patchguard.reporter import Speaking
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS, read_config
 from patchguard.results.schema import Result
@@ -99,6 +100,7 @@ def trained(
             twin=False,
             resume=folder.exists(),
             evaluation=EvaluationConfig(suite=arguments.suite, eps=[arguments.eps]),
+            reporter=Speaking(),
         )
     metrics = read_as(Result, folder / METRICS)
     worst, provenance = worst_auroc(folder), read_config(folder)[1]

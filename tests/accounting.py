@@ -150,7 +150,7 @@ _READABLE = {".webp", ".jp2", ".ppm", ".pgm", ".pbm", ".gif"}
 
 
 _FILES = "a file of another type"
-_FILES_OR_IMAGES = "a file of another type|an image( in a linked folder)?$"
+_FILES_OR_IMAGES = "a file of another type|an image( of another format)?( in a linked folder)?$"
 
 
 def _category(end: Path, linked: bool) -> str:
@@ -210,6 +210,8 @@ def command(what: str, function: Callable[..., None], **arguments: Any) -> Done:
         mock.patch.object(pipeline, "load_pipeline", _loaded),
     ):
         warnings.simplefilter("always")
+        # As in a process of its own: pytest takes away what reading images has asked for.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             status = cli.main([])
         except (Exception, SystemExit) as error:
@@ -428,6 +430,7 @@ def scan_faults(root: Path) -> Iterator[Fault]:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                warnings.filterwarnings("ignore", module=r"PIL\.")
                 scanned = getattr(data_folder, name)(root)
         except PatchGuardError as error:
             yield from _one_line(name, error, root)

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from accounting import OPTIONS, Options, command_trial, scan_trial
 from trainings import detector, small_recipe
@@ -16,6 +16,8 @@ REPEATED = settings(
     max_examples=300,
     derandomize=True,
     deadline=None,
+    # To shrink takes minutes; the benchmark prints a small tree of each kind.
+    phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 

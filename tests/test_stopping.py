@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import patchguard
 from patchguard.config import EvaluationConfig, Recipe
-from patchguard.results.run_folder import RESUME
+from patchguard.results.run_folder import RESUME, read_config
 from patchguard.stopping import heeding_stops, request_stop, signals_stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -53,8 +54,12 @@ def test_handlers_are_left_alone_outside_the_main_thread() -> None:
 
 
 @pytest.mark.usefixtures("few_checks")
-def test_fit_evaluate_and_predict_run_in_another_thread(
-    tree: Path, tiny_recipe: Recipe, tiny_evaluation: EvaluationConfig, tmp_path: Path
+def test_fit_evaluate_and_predict_run_in_another_thread_on_a_named_device_and_print_nothing(
+    tree: Path,
+    tiny_recipe: Recipe,
+    tiny_evaluation: EvaluationConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = handlers()
 
@@ -67,15 +72,20 @@ def test_fit_evaluate_and_predict_run_in_another_thread(
             twin=False,
             false_alarm_rate=0.2,
             evaluation=tiny_evaluation,
+            device="cpu",
         )
-        patchguard.evaluate(run, tree, evaluation=tiny_evaluation)
-        found = patchguard.predict(run, tree / "test" / "good", out=tmp_path / "predictions")
+        patchguard.evaluate(run, tree, evaluation=tiny_evaluation, device="cpu")
+        good = tree / "test" / "good"
+        found = patchguard.predict(run, good, out=tmp_path / "predictions", device="cpu")
         return len(found)
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(work).result() == 6
     assert (tmp_path / "run" / "report.html").exists()
     assert handlers() == before
+    assert capsys.readouterr() == ("", "")
+    recorded = read_config(tmp_path / "run")[1]["device"]
+    assert recorded == f"cpu, {torch.get_num_threads()} threads"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")

@@ -457,7 +457,7 @@ def test_names_that_would_share_a_folder_are_refused(tree: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seeds", "0,one"], "'one' is no number"),
+        (["--seeds", "0,one"], "--seeds is [0, 'one']; it must be a whole number"),
         (["--seeds", "1,1"], "only once"),
         (["--seeds", "-1"], "seed is -1"),
         (["--recipes", "fast,none"], "recipe none"),

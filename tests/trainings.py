@@ -16,12 +16,24 @@ from patchguard.config import (
     load_recipe,
 )
 from patchguard.data.images import write_png
+from patchguard.reporter import Silent
+from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
 
 SELF_CHECKS = frozenset(["S1", "S28", "S30"])
 """Those that attack nothing."""
 MODEL = ModelConfig(hidden=64)
 VARIED = VariationConfig(rotation=10, zoom=0.1, shift=0.1, contrast=0.1, brightness=0.1)
+
+
+class Listening(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def tell(self, line: str) -> None:
+        self.told.append(line)
 
 
 def dataset(
@@ -61,5 +73,5 @@ def detector(folder: Path) -> Path:
         write_png(data / f"{number:02}.png", image)
     settings = FitConfig(data=str(data), recipe=small_recipe(), false_alarm_rate=0.2)
     material = fitting.prepared(data, settings, lambda line: None)
-    fitting.fit_detector(material, settings, folder / "run", tell=lambda line: None)
+    fitting.fit_detector(material, settings, folder / "run", runtime=Runtime.on("cpu"))
     return folder / "run"

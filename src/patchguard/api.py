@@ -13,6 +13,7 @@ from patchguard.errors import PatchGuardError
 from patchguard.files import sole_writer
 
 DEFAULT_RECIPE = "fast"
+PREDICTIONS = "predictions"
 DEMO_CATEGORY = "fabric"
 DEMO_STEPS = 2400
 
@@ -52,7 +53,8 @@ def fit(
         data: an MVTec-style tree or a plain folder of normal images.
         out: run folder to create, of its own and apart from the data; ``runs/<name of data>`` by
             default.
-        recipe: a recipe, its name or its YAML file; ``fast`` when absent.
+        recipe: a recipe, its name (``fast``, ``strong``, ``paper``, ``clean``, ``pretrain``) or
+            its YAML file; ``fast`` when absent.
         steps: length in optimiser steps, in place of the recipe's.
         epochs: length in passes over the normals, in place of the recipe's.
         minutes: length in minutes of training, in place of the recipe's.
@@ -68,7 +70,7 @@ def fit(
             whose first parenthesis in the path is the group.
         resume: continue the interrupted run in ``out`` with the settings it was started with; where
             no training got so far, start one.
-        evaluation: the attacks of the evaluation.
+        evaluation: its attacks; for the command line a YAML file of the settings below.
         device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
@@ -179,7 +181,7 @@ def evaluate(
         data: MVTec-style tree with a ``test`` folder of normal and anomalous images.
         out: folder for the metrics and the card of a detector that is not a run folder, of its own
             and apart from the data; ``evaluations/<its name>`` by default.
-        evaluation: the attacks.
+        evaluation: the attacks; for the command line a YAML file of the settings below.
         seed: of all random draws.
         strict: fail at the first file that cannot be read, instead of leaving it out.
         trust: unpickle a checkpoint, which runs whatever code is in it.
@@ -279,7 +281,10 @@ def doctor(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluate as :func:`evaluate` does, with every self-check, also the slow ones.
+    """Check whether the evaluation of a detector can be believed.
+
+    It is evaluated as by :func:`evaluate`, with every self-check, also the slow ones. As a command
+    it ends with status 1 where a check fails.
 
     Returns:
         The checks as ``metrics.json`` holds them.
@@ -337,7 +342,7 @@ def predict(
     run: str | Path,
     images: str | Path | Sequence[str | Path],
     *,
-    out: str | Path,
+    out: str | Path = PREDICTIONS,
     maps: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -396,14 +401,14 @@ def predict(
 
 
 def write_report(run: str | Path, *, reporter: Reporter | None = None) -> Path:
-    """Render ``report.html`` of a run folder from the files in it.
+    """Render the report of a run folder again.
 
     Args:
-        run: run folder.
+        run: run folder; the report is made from the files in it.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Returns:
-        The report.
+        ``report.html`` in the folder.
     """
     from patchguard.outputs import writing
     from patchguard.results.run_folder import read_plain_config
@@ -427,7 +432,7 @@ def _write_report(run: Path, tell: Callable[[str], None]) -> Path:
 def write_anomalies(
     data: str | Path,
     *,
-    out: str | Path,
+    out: str | Path = "anomalies.png",
     recipe: Recipe | str | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
@@ -440,7 +445,7 @@ def write_anomalies(
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
         out: PNG file to write.
-        recipe: a recipe, its name or its YAML file.
+        recipe: a recipe, its name or its YAML file, as for :func:`fit`.
         seed: of the split and of the pseudo-anomalies.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
@@ -505,7 +510,7 @@ def study(
         steps: length in optimiser steps, in place of the recipes'.
         minutes: length in minutes of training, in place of the recipes'.
         twin: also train the undefended twin of every run.
-        evaluation: the attacks.
+        evaluation: the attacks; for the command line a YAML file of the settings below.
         device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
@@ -520,7 +525,7 @@ def study(
     from patchguard import outputs, studying
     from patchguard.runtime import Runtime
 
-    Runtime.on(device)  # fails before any run does
+    Runtime.on(device)  # an absent one is named before any run fails
     folders = studying.data_names(_several(data))
     files = studying.recipe_names(_several(DEFAULT_RECIPE if recipes is None else recipes))
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
@@ -590,7 +595,9 @@ def _carry_out(
 def demo(
     out: str | Path = "demo", *, device: str = "auto", reporter: Reporter | None = None
 ) -> Path:
-    """The whole job on a category of the built-in benchmark, with its undefended twin.
+    """The whole job on a rendered data set: minutes later, a report to look at.
+
+    The data are a category of the built-in benchmark; an undefended twin is trained too.
 
     Args:
         out: folder for the images and the run; an interrupted demo is continued.
@@ -602,7 +609,9 @@ def demo(
     """
     from patchguard.data.synthetic import write_benchmark
     from patchguard.results.run_folder import is_begun
+    from patchguard.runtime import Runtime
 
+    Runtime.on(device)  # an absent one is named before anything is rendered
     folder = Path(out)
     write_benchmark(
         folder / "data", categories=(DEMO_CATEGORY,), train=200, test_good=20, test_per_defect=5

@@ -1,161 +1,30 @@
-"""The command line: one thin function per command; the work is in :mod:`patchguard.api`."""
+"""The command line: commands made from the verbs of :mod:`patchguard.api`."""
 
 from __future__ import annotations
 
-import inspect
 import io
 import os
-import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any, TextIO
 
 from patchguard import __version__, api
-from patchguard.config import EvaluationConfig, Recipe, in_our_words, instantiate, recipe_path
+from patchguard.config import EvaluationConfig, Recipe, load_evaluation, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.files import printable
+from patchguard.options import REPORTER, Bases, CommandParser, Parser, reports
 from patchguard.reporter import Speaking
 from patchguard.stopping import signals_stop
 
 if TYPE_CHECKING:
     from patchguard.deploy.outputs import Prediction
 
-FLAGS = ("--strict", "--resume", "--maps", "--overwrite", "--trust", "--twin")
-"""Options that are switched on by their name alone."""
 
-
-def fit(
-    data: str,
-    recipe: Recipe,
-    evaluation: EvaluationConfig,
-    out: str | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    minutes: float | None = None,
-    seed: int = 0,
-    false_alarm_rate: float = 0.05,
-    twin: bool = True,
-    strict: bool = False,
-    full_scale: float | Literal["auto"] | None = None,
-    groups: str | None = None,
-    resume: bool = False,
-    device: str = "auto",
-) -> None:
-    """Train, calibrate, attack and report on a folder of normal images.
-
-    Args:
-        data: an MVTec-style tree or a plain folder of normal images.
-        recipe: fast (default), strong, paper, clean, pretrain or a YAML file.
-        evaluation: a YAML file with the settings below.
-        out: run folder to create (default: runs/<name of data>).
-        steps: length in optimiser steps, in place of the recipe's.
-        epochs: length in passes over the normals, in place of the recipe's.
-        minutes: length in minutes of training, in place of the recipe's.
-        seed: of the split, the weights and every random draw.
-        false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
-        twin: also train the undefended twin that the report compares with.
-        strict: fail at the first file that cannot be read, instead of leaving it out.
-        full_scale: the value that counts as white in images of more than 8 bits, or auto: the least
-            2^n - 1 that holds all training images (default: the largest of their format).
-        groups: images that belong together (one part, one patient) are not split into trained on
-            and held out: a CSV table (file, group), or a regular expression on the path.
-        resume: continue the interrupted run in OUT with the settings it was started with; where no
-            training got so far, start one.
-        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
-    """
-    api.fit(
-        data,
-        out=out,
-        recipe=recipe,
-        steps=steps,
-        epochs=epochs,
-        minutes=minutes,
-        seed=seed,
-        false_alarm_rate=false_alarm_rate,
-        twin=twin,
-        strict=strict,
-        full_scale=full_scale,
-        groups=groups,
-        resume=resume,
-        evaluation=evaluation,
-        device=device,
-        reporter=Speaking(),
-    )
-
-
-def evaluate(
-    detector: str,
-    data: str,
-    evaluation: EvaluationConfig,
-    out: str | None = None,
-    seed: int = 0,
-    strict: bool = False,
-    trust: bool = False,
-    device: str = "auto",
-) -> None:
-    """Attack any detector on labelled test images; go on where a stopped evaluation was.
-
-    Args:
-        detector: a run folder, an anomalib checkpoint (.ckpt) or file.py:function.
-        data: MVTec-style tree with a test folder of normal and anomalous images.
-        evaluation: a YAML file with the settings below.
-        out: folder for the results, unless the detector is a run folder
-            (default: evaluations/<its name>).
-        seed: of the attacks' random draws.
-        strict: fail at the first file that cannot be read, instead of leaving it out.
-        trust: unpickle a checkpoint, which runs whatever code is in it.
-        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
-    """
-    api.evaluate(
-        detector,
-        data,
-        out=out,
-        evaluation=evaluation,
-        seed=seed,
-        strict=strict,
-        trust=trust,
-        device=device,
-        reporter=Speaking(),
-    )
-
-
-def doctor(
-    detector: str,
-    data: str,
-    evaluation: EvaluationConfig,
-    out: str | None = None,
-    seed: int = 0,
-    strict: bool = False,
-    trust: bool = False,
-    device: str = "auto",
-) -> None:
-    """Check whether the evaluation of a detector can be believed; status 1 if it cannot.
-
-    Args:
-        detector: a run folder, an anomalib checkpoint (.ckpt) or file.py:function.
-        data: MVTec-style tree with a test folder of normal and anomalous images.
-        evaluation: a YAML file with the settings below.
-        out: folder for the results, unless the detector is a run folder
-            (default: evaluations/<its name>).
-        seed: of the attacks' random draws.
-        strict: fail at the first file that cannot be read, instead of leaving it out.
-        trust: unpickle a checkpoint, which runs whatever code is in it.
-        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
-    """
-    checks = api.doctor(
-        detector,
-        data,
-        out=out,
-        evaluation=evaluation,
-        seed=seed,
-        strict=strict,
-        trust=trust,
-        device=device,
-        reporter=Speaking(),
-    )
+def doctor(**settings: Any) -> None:
+    """Print every check; those that fail are the error."""
+    checks = api.doctor(**settings)
     for check in checks:
         value = "" if check["value"] is None else f"{check['value']:.4g}"
         limit = "" if check["limit"] is None else f"(limit {check['limit']:g})"
@@ -169,34 +38,8 @@ def doctor(
         )
 
 
-def leaderboard(cards: str, out: str = "leaderboard.html") -> None:
-    """One page that compares all robustness cards below a folder.
-
-    Args:
-        cards: a folder that holds card.json files at any depth: of runs and of evaluations.
-        out: HTML file to write.
-    """
-    api.write_leaderboard(cards, out=out, reporter=Speaking())
-
-
-def predict(
-    run: str,
-    images: list[str],
-    out: str = "predictions",
-    maps: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-) -> None:
-    """Scores, verdicts and overlays of new images, at the resolution they came in.
-
-    Args:
-        run: run folder.
-        images: images and folders of images.
-        out: folder for scores.csv, scores.json and overlays; a stopped prediction goes on in it.
-        maps: also write the raw anomaly maps (float32 .npy).
-        overwrite: replace finished predictions in OUT.
-        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
-    """
+def predict(out: str = api.PREDICTIONS, **settings: Any) -> None:
+    """Print each prediction as it is made; images that have none are the error."""
     faults = 0
 
     def show(found: Prediction) -> None:
@@ -208,16 +51,7 @@ def predict(
         if found.score is not None:
             print(f"{found.verdict:9}  {found.score:8.3f}  p {found.p_value:.3f}  {name}")
 
-    done = api.predict(
-        run,
-        images,
-        out=out,
-        maps=maps,
-        overwrite=overwrite,
-        device=device,
-        reporter=Speaking(),
-        each=show,
-    )
+    done = api.predict(out=out, each=show, **settings)
     print(f"written: {Path(out) / 'scores.csv'}, scores.json, overlays")
     if faults:
         raise PatchGuardError(
@@ -226,136 +60,61 @@ def predict(
         )
 
 
-def report(run: str) -> None:
-    """Render report.html of a run folder again.
-
-    Args:
-        run: run folder.
-    """
-    api.write_report(run, reporter=Speaking())
+def anomalies(**settings: Any) -> None:
+    """Draw the picture and say where it is."""
+    print(f"written: {printable(api.write_anomalies(**settings))}")
 
 
-def anomalies(data: str, recipe: Recipe, out: str = "anomalies.png", seed: int = 0) -> None:
-    """A picture of training images, their foregrounds and pseudo-anomalies made from them.
-
-    Args:
-        data: an MVTec-style tree or a plain folder of normal images.
-        recipe: fast (default), strong, paper, clean, pretrain or a YAML file.
-        out: PNG file to write.
-        seed: of the pseudo-anomalies.
-    """
-    path = api.write_anomalies(data, out=out, recipe=recipe, seed=seed, reporter=Speaking())
-    print(f"written: {printable(path)}")
-
-
-def synthetic(out: str, seed: int = 0) -> None:
-    """Write the built-in benchmark: three rendered categories as MVTec-style trees.
-
-    Args:
-        out: folder to create.
-        seed: of everything in the images.
-    """
-    for folder in api.write_synthetic(out, seed=seed):
+def synthetic(**settings: Any) -> None:
+    """Write the categories and say where they are."""
+    for folder in api.write_synthetic(**settings):
         print(f"written: {printable(folder)}")
 
 
-def study(
-    data: list[str],
-    evaluation: EvaluationConfig,
-    recipes: str | None = None,
-    seeds: str = "0",
-    out: str = "studies/results",
-    page: str | None = None,
-    steps: int | None = None,
-    minutes: float | None = None,
-    twin: bool = False,
-    device: str = "auto",
-) -> None:
-    """Fit recipes on data sets with several seeds; one page of results. Goes on after a stop.
+@dataclass(frozen=True)
+class Command:
+    """A verb as a command.
 
-    Args:
-        data: MVTec-style trees or plain folders of normal images.
-        evaluation: a YAML file with the settings below.
-        recipes: names or YAML files, with commas between them; differences are to the first.
-        seeds: numbers with commas between them.
-        out: folder for the runs; finished ones in it are not made again.
-        page: Markdown file to write (default: OUT/results.md).
-        steps: length in optimiser steps, in place of the recipes'.
-        minutes: length in minutes of training, in place of the recipes'.
-        twin: also train the undefended twin of every run.
-        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
+    Attributes:
+        verb: whose parameters it takes.
+        run: what is called with them; the verb when absent.
+        told_by: whose docstring says what they are; the verb's when absent.
     """
-    api.study(
-        data,
-        recipes=None if recipes is None else _listed(recipes),
-        seeds=[_seed(word) for word in _listed(seeds)],
-        out=out,
-        page=page,
-        steps=steps,
-        minutes=minutes,
-        twin=twin,
-        evaluation=evaluation,
-        device=device,
-        reporter=Speaking(),
-    )
+
+    verb: Callable[..., Any]
+    run: Callable[..., None] | None = None
+    told_by: Callable[..., Any] | None = None
+
+    def parser(self, name: str) -> CommandParser:
+        """Its positionals and options."""
+        told_by = self.told_by or self.verb
+        parser = CommandParser(f"patchguard {name}", self.verb, told_by, BASES)
+        parser.epilog = RECIPE_DEFAULTS if "recipe" in parser.sections else None
+        return parser
 
 
-def demo(out: str = "demo", device: str = "auto") -> None:
-    """The whole job on a rendered data set: minutes later, a report to look at.
-
-    Args:
-        out: folder for the images and the run; an interrupted demo is continued.
-        device: that computes: cpu, cuda, cuda:1, mps, or auto: the GPU if CUDA has one.
-    """
-    api.demo(out, device=device, reporter=Speaking())
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fit": fit,
-    "evaluate": evaluate,
-    "doctor": doctor,
-    "leaderboard": leaderboard,
-    "predict": predict,
-    "report": report,
-    "anomalies": anomalies,
-    "synthetic": synthetic,
-    "study": study,
-    "demo": demo,
+COMMANDS = {
+    "fit": Command(api.fit),
+    "evaluate": Command(api.evaluate),
+    "doctor": Command(api.doctor, doctor, told_by=api.evaluate),
+    "leaderboard": Command(api.write_leaderboard),
+    "predict": Command(api.predict, predict),
+    "report": Command(api.write_report),
+    "anomalies": Command(api.write_anomalies, anomalies),
+    "synthetic": Command(api.write_synthetic, synthetic),
+    "study": Command(api.study),
+    "demo": Command(api.demo),
 }
 
+BASES: Bases = {
+    Recipe: lambda name: load_recipe(name or api.DEFAULT_RECIPE),
+    EvaluationConfig: lambda file: load_evaluation(file) if file else EvaluationConfig(),
+}
 
-TRAINS = ("fit", "anomalies")
 RECIPE_DEFAULTS = (
-    "The defaults shown for --recipe.* apply to what a recipe file leaves out. Without --recipe "
-    f"the recipe is {api.DEFAULT_RECIPE}, which sets its own."
+    "The defaults shown for --recipe.* apply to what a recipe leaves out. Without --recipe the "
+    f"recipe is {api.DEFAULT_RECIPE}, which sets its own."
 )
-
-
-class _Parser(ArgumentParser):
-    """A parser that takes no abbreviations and says what is wrong in one line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        told = _in_terms_of_options(" ".join(str(message).split()))
-        raise PatchGuardError(f"{told} (see {self.prog.replace(' [options]', '')} --help)")
-
-
-def _in_terms_of_options(message: str) -> str:
-    """What jsonargparse says about its keys, said of options."""
-    # Its versions word this differently, and none speaks of the command's DATA.
-    missing = re.search(r"(?:Option '|Key \"|required: )\w+\.(\w+)", message)
-    if missing and "required" in message:
-        return f"{missing[1].upper()} is missing"
-    loading = re.fullmatch(r"""Parser key "(\w+)": Unable to load config '(.+?)' - (.*)""", message)
-    if loading:
-        section, file, reason = loading.groups()
-        if "Unable to load config" in reason:
-            return f"--{section} {file}: neither a file of settings nor settings"
-        return f"{file}: {in_our_words(reason).removeprefix(f'{section}.')}"
-    told = in_our_words(message)
-    return told if told == message else f"--{told}"
 
 
 def _in_terms_of_files(error: OSError) -> str:
@@ -423,74 +182,26 @@ def _let_go(stream: TextIO) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    parser = _Parser(
-        prog="patchguard", description="Robust visual anomaly detection.", version=__version__
-    )
-    commands = parser.add_subcommands(dest="command")
-    for name, function in COMMANDS.items():
-        command = _Parser(
-            description=(function.__doc__ or "").splitlines()[0],
-            usage=_usage(name, function),
-            epilog=RECIPE_DEFAULTS if name in TRAINS else None,
-        )
-        several = _several(function)
-        command.add_function_arguments(function, as_positional=True, skip=set(several))
-        for parameter in several:
-            command.add_argument(parameter, nargs="+", help="one or several")
-        commands.add_subcommand(name, command, help=command.description)
-    settings = instantiate(parser, parser.parse_args(_expanded(argv or ["--help"])))
-    name = settings["command"]
-    COMMANDS[name](**settings[name])
+    name = _overview().parse_args(argv[:1] or ["--help"]).command
+    command = COMMANDS[name]
+    settings = command.parser(name).settings(argv[1:])
+    if reports(command.verb):
+        settings[REPORTER] = Speaking()
+    (command.run or command.verb)(**settings)
     return 0
 
 
-def _usage(name: str, function: Callable[..., None]) -> str:
-    """One line; argparse would list a hundred settings."""
-    parameters = inspect.signature(function).parameters.values()
-    required = [
-        parameter.name.upper()
-        for parameter in parameters
-        if parameter.default is parameter.empty and parameter.annotation == "str"
-    ]
-    several = [f"{word.upper()} [{word.upper()} ...]" for word in _several(function)]
-    return " ".join(["patchguard", name, *required, *several, "[options]"])
-
-
-def _several(function: Callable[..., None]) -> list[str]:
-    """Parameters that take as many words as there are."""
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.annotation == "list[str]"]
-
-
-def _listed(words: str) -> list[str]:
-    return [word.strip() for word in words.strip("[]").split(",") if word.strip()]
-
-
-def _seed(word: str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise PatchGuardError(f"--seeds: {word!r} is no number; write them as 0,1,2") from None
-
-
-def _expanded(argv: list[str]) -> list[str]:
-    """Bare flags get a value, and names of recipes become files."""
-    words = [
-        f"{word}=true" if word in FLAGS and after.lower() not in ("true", "false") else word
-        for word, after in zip(argv, [*argv[1:], ""], strict=True)
-    ]
-    for place, word in enumerate(words):
-        if word.startswith("--recipe="):
-            words[place] = f"--recipe={recipe_path(word.removeprefix('--recipe='))}"
-        elif word == "--recipe" and place + 1 < len(words):
-            words[place + 1] = str(recipe_path(words[place + 1]))
-    if _needs_recipe(words):
-        words[1:1] = ["--recipe", str(recipe_path(api.DEFAULT_RECIPE))]
-    return words
-
-
-def _needs_recipe(words: list[str]) -> bool:
-    """A command that trains, called without a recipe and not only for help."""
-    given = any(word == "--recipe" or word.startswith("--recipe=") for word in words)
-    wants_help = not {"-h", "--help"}.isdisjoint(words)
-    return words[0] in TRAINS and not given and not wants_help
+def _overview() -> Parser:
+    parser = Parser(
+        prog="patchguard",
+        usage="patchguard COMMAND ...",
+        description="Robust visual anomaly detection.",
+        epilog="More: patchguard COMMAND --help",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=(command.verb.__doc__ or "").splitlines()[0])
+    return parser

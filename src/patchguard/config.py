@@ -8,14 +8,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
+import yaml
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from patchguard.constraints import (
+    BelowOne,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Proportion,
+    Settings,
+    Share,
+    check_value,
+    is_settings,
+    setting_types,
+)
 from patchguard.errors import PatchGuardError
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
 
 ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "files"]
 AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
@@ -24,10 +37,12 @@ AnomalyBlend = Literal["opaque", "soft", "transparent"]
 Axis = Literal["vertical", "horizontal"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 """In the order of an image's dimensions."""
+LENGTHS = ("steps", "epochs", "minutes")
+"""The settings of a training that give its length."""
 
 
 @dataclass
-class ForegroundConfig:
+class ForegroundConfig(Settings, section="data.foreground"):
     """How the foreground of a normal image is found.
 
     Args:
@@ -42,7 +57,7 @@ class ForegroundConfig:
 
 
 @dataclass
-class AnomalyConfig:
+class AnomalyConfig(Settings, section="data.anomalies"):
     """How pseudo-anomalies are made; lengths are relative to the foreground.
 
     The published method is ``shapes: [rectangle]``, ``blends: [opaque]``, ``count_max: 1``.
@@ -66,36 +81,28 @@ class AnomalyConfig:
             first, become those described here.
     """
 
-    shapes: list[AnomalyShape] = field(
+    shapes: Annotated[list[AnomalyShape], MinLen(1)] = field(
         default_factory=lambda: ["rectangle", "ellipse", "irregular", "line"]
     )
-    blends: list[AnomalyBlend] = field(default_factory=lambda: ["opaque", "soft", "transparent"])
-    side_min: float = 0.08
-    side_max: float = 0.5
-    count_max: int = 2
-    contrast_floor: float = 0.05
-    copies: float = 0.0
-    removals: float = 0.0
-    curriculum: float = 0.0
+    blends: Annotated[list[AnomalyBlend], MinLen(1)] = field(
+        default_factory=lambda: ["opaque", "soft", "transparent"]
+    )
+    side_min: Share = 0.08
+    side_max: Share = 0.5
+    count_max: Count = 2
+    contrast_floor: Annotated[float, Ge(0), Le(0.5)] = 0.05
+    copies: Proportion = 0.0
+    removals: Proportion = 0.0
+    curriculum: Proportion = 0.0
 
     def __post_init__(self) -> None:
-        def require(met: bool, name: str, allowed: str) -> None:
-            _require(met, f"data.anomalies.{name}", getattr(self, name), allowed)
-
-        require(len(self.shapes) > 0, "shapes", "at least one shape")
-        require(len(self.blends) > 0, "blends", "at least one blend")
-        require(0 < self.side_min <= 1, "side_min", "above 0, at most 1")
-        require(
-            self.side_min <= self.side_max <= 1, "side_max", f"in [side_min = {self.side_min}, 1]"
-        )
-        require(self.count_max >= 1, "count_max", "at least 1")
-        require(0 <= self.contrast_floor <= 0.5, "contrast_floor", "in [0, 0.5]")
-        for name in ("copies", "removals", "curriculum"):
-            require(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
+        super().__post_init__()
+        allowed = f"in [side_min = {self.side_min}, 1]"
+        self.require(self.side_min <= self.side_max, "side_max", allowed)
 
 
 @dataclass
-class VariationConfig:
+class VariationConfig(Settings, section="data.variation"):
     """How far normal images are varied before anything is pasted into them; 0 leaves them alone.
 
     Where the position or the angle of a part is itself the defect, it must not vary.
@@ -108,22 +115,11 @@ class VariationConfig:
         brightness: largest change of all values, which are in [0, 1].
     """
 
-    rotation: float = 0.0
-    zoom: float = 0.0
-    shift: float = 0.0
-    contrast: float = 0.0
-    brightness: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in (
-            ("rotation", 180),
-            ("zoom", 1),
-            ("shift", 0.25),
-            ("contrast", 1),
-            ("brightness", 0.5),
-        ):
-            value = getattr(self, name)
-            _require(0 <= value <= most, f"data.variation.{name}", value, f"in [0, {most}]")
+    rotation: Annotated[float, Ge(0), Le(180)] = 0.0
+    zoom: Proportion = 0.0
+    shift: Annotated[float, Ge(0), Le(0.25)] = 0.0
+    contrast: Proportion = 0.0
+    brightness: Annotated[float, Ge(0), Le(0.5)] = 0.0
 
     @property
     def moves(self) -> bool:
@@ -137,7 +133,7 @@ class VariationConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings, section="data"):
     """How images become training batches.
 
     Args:
@@ -154,27 +150,22 @@ class DataConfig:
         workers: processes that prepare batches; when absent 1 on a CPU, up to 8 with a GPU.
     """
 
-    image_size: int = 112
+    image_size: Annotated[int, Ge(16)] = 112
     foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
     anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
     flips: list[Axis] = field(default_factory=lambda: list(AXES))
     variation: VariationConfig = field(default_factory=VariationConfig)
-    stray: float = 0.0
-    workers: int | None = None
+    stray: NotNegative = 0.0
+    workers: Natural | None = None
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 16, "data.image_size", self.image_size, "at least 16")
-        bounded = self.stray == 0 or 1 <= self.stray < math.inf
-        _require(bounded, "data.stray", self.stray, "0, or 1 or more")
-        _require(
-            len(set(self.flips)) == len(self.flips), "data.flips", self.flips, "without repetition"
-        )
-        negative = self.workers is not None and self.workers < 0
-        _require(not negative, "data.workers", self.workers, "0 or more")
+        super().__post_init__()
+        self.require(self.stray == 0 or self.stray >= 1, "stray", "0, or 1 or more")
+        self.require(len(set(self.flips)) == len(self.flips), "flips", "without repetition")
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings, section="model"):
     """The network.
 
     Args:
@@ -196,26 +187,17 @@ class ModelConfig:
 
     backbone: str = "patchguard_mini"
     weights: str = "none"
-    heads: int = 4
-    hidden: int = 512
-    dropout: float = 0.2
-    position_std: float = 1.0
-    top_k: int = 3
-    blur_sigma: float = 3.0
-    blur_radius: int = 7
-
-    def __post_init__(self) -> None:
-        _require(self.heads >= 1, "model.heads", self.heads, "at least 1")
-        _require(self.hidden >= 1, "model.hidden", self.hidden, "at least 1")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
-        _require(self.position_std >= 0, "model.position_std", self.position_std, "0 or more")
-        _require(self.top_k >= 1, "model.top_k", self.top_k, "at least 1")
-        _require(self.blur_sigma > 0, "model.blur_sigma", self.blur_sigma, "above 0")
-        _require(self.blur_radius >= 0, "model.blur_radius", self.blur_radius, "0 or more")
+    heads: Count = 4
+    hidden: Count = 512
+    dropout: BelowOne = 0.2
+    position_std: NotNegative = 1.0
+    top_k: Count = 3
+    blur_sigma: Positive = 3.0
+    blur_radius: Natural = 7
 
 
 @dataclass
-class InnerAttackConfig:
+class InnerAttackConfig(Settings, section="training.attack"):
     """The attack inside adversarial training.
 
     Args:
@@ -237,33 +219,28 @@ class InnerAttackConfig:
 
     objective: Literal["loss", "legacy"] = "loss"
     eps: str = "8/255"
-    ramp: float = 0.8
-    steps: int = 1
-    step_size: float = 1.0
-    start: float = 2.0
+    ramp: Proportion = 0.8
+    steps: Count = 1
+    step_size: Positive = 1.0
+    start: NotNegative = 2.0
     project: bool = False
     persistent: bool = False
-    monitor: int = 100
+    monitor: Natural = 100
     dropout: bool = False
     keep_clean: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_eps(self.eps)
-        _require(0 <= self.ramp <= 1, "training.attack.ramp", self.ramp, "in [0, 1]")
-        _require(self.steps >= 1, "training.attack.steps", self.steps, "at least 1")
-        _require(self.step_size > 0, "training.attack.step_size", self.step_size, "above 0")
-        _require(self.start >= 0, "training.attack.start", self.start, "0 or more")
-        _require(self.monitor >= 0, "training.attack.monitor", self.monitor, "0 or more")
-        _require(
+        self.require(
             self.project or not self.persistent,
-            "training.attack.project",
-            self.project,
+            "project",
             "true with training.attack.persistent, or perturbations grow to twice eps",
         )
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Settings, section="training"):
     """Optimisation.
 
     Exactly one of ``steps``, ``epochs`` and ``minutes`` gives the length; runs given in steps
@@ -291,45 +268,32 @@ class TrainingConfig:
         attack: the inner attack.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
-    minutes: float | None = None
-    batch_size: int = 16
-    lr: float = 8e-4
-    lr_final: float = 0.0125
-    weight_decay: float = 0.05
-    gradient_clip: float = 1.0
-    ema: float = 0.995
-    anomalous_weight: float = 1.0
-    least_cover: float = 0.0
-    awp: float = 0.0
-    head_first: float = 0.0
-    attention: dict[int, float] = field(default_factory=dict)
+    steps: Count | None = None
+    epochs: Positive | None = None
+    minutes: Positive | None = None
+    batch_size: Count = 16
+    lr: Positive = 8e-4
+    lr_final: Proportion = 0.0125
+    weight_decay: NotNegative = 0.05
+    gradient_clip: NotNegative = 1.0
+    ema: BelowOne = 0.995
+    anomalous_weight: NotNegative = 1.0
+    least_cover: BelowOne = 0.0
+    awp: NotNegative = 0.0
+    head_first: BelowOne = 0.0
+    attention: dict[int, NotNegative] = field(default_factory=dict)
     precision: Literal["32", "bf16"] = "32"
     attack: InnerAttackConfig = field(default_factory=InnerAttackConfig)
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "minutes"):
-            length = getattr(self, name)
-            met = length is None or 0 < length < math.inf
-            _require(met, f"training.{name}", length, "above 0 and finite")
-        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
-        _require(0 < self.lr < math.inf, "training.lr", self.lr, "above 0 and finite")
-        _require(0 <= self.lr_final <= 1, "training.lr_final", self.lr_final, "in [0, 1]")
-        for name in ("weight_decay", "gradient_clip", "anomalous_weight", "awp"):
-            value = getattr(self, name)
-            _require(0 <= value < math.inf, f"training.{name}", value, "0 or more and finite")
-        _require(0 <= self.ema < 1, "training.ema", self.ema, "in [0, 1)")
-        _require(0 <= self.least_cover < 1, "training.least_cover", self.least_cover, "in [0, 1)")
-        _require(0 <= self.head_first < 1, "training.head_first", self.head_first, "in [0, 1)")
-        for block, weight in self.attention.items():
-            name = f"training.attention.{block}"
-            _require(0 <= weight < math.inf, name, weight, "0 or more and finite")
+    def changed(self, **changes: Any) -> Self:
+        """With these settings; a length takes the place of another."""
+        others = {} if changes.keys().isdisjoint(LENGTHS) else dict.fromkeys(LENGTHS)
+        return super().changed(**others | changes)
 
     @property
     def length(self) -> str:
         """Such as ``1500 steps``."""
-        for unit in ("steps", "epochs", "minutes"):
+        for unit in LENGTHS:
             length = getattr(self, unit)
             if length is not None:
                 return f"{length:.10g} {unit}"
@@ -337,7 +301,7 @@ class TrainingConfig:
 
 
 @dataclass
-class Recipe:
+class Recipe(Settings, section=""):
     """Everything that decides what a training run produces, besides the images and the seed."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -346,7 +310,7 @@ class Recipe:
 
 
 @dataclass
-class ThreatConfig:
+class ThreatConfig(Settings, section="threats"):
     """What an attacker may do, and the attacks that try it.
 
     Args:
@@ -357,19 +321,17 @@ class ThreatConfig:
             optionally ``name``, ``starts``, ``rounds``; the rest are settings of the attack.
     """
 
-    eps: list[str]
-    attacks: list[dict[str, Any]]
+    eps: Annotated[list[str], MinLen(1)]
+    attacks: Annotated[list[dict[Any, Any]], MinLen(1)]
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        _require(bool(self.eps), f"eps of the {self.norm} threat", self.eps, "a list of sizes")
+        super().__post_init__()
         self.eps = sorted(self.eps, key=lambda text: parse_size(self.norm, text))
-        twice = len(set(self.sizes)) < len(self.eps)
-        _require(not twice, f"eps of the {self.norm} threat", self.eps, "different sizes")
-        _require(self.sizes[0] > 0, f"eps of the {self.norm} threat", self.eps, "above 0")
-        _require(bool(self.attacks), f"attacks of the {self.norm} threat", [], "at least one")
-        for attack in self.attacks:
-            _require("attack" in attack, "an entry of attacks", attack, "a mapping with `attack`")
+        self.require(len(set(self.sizes)) == len(self.eps), "eps", "different sizes")
+        self.require(self.sizes[0] > 0, "eps", "above 0")
+        named = all("attack" in attack for attack in self.attacks)
+        self.require(named, "attacks", "mappings with `attack`")
 
     @property
     def sizes(self) -> list[float]:
@@ -378,7 +340,7 @@ class ThreatConfig:
 
 
 @dataclass
-class Suite:
+class Suite(Settings, section=""):
     """An evaluation, as data: see ``attacks/suites``.
 
     Args:
@@ -394,13 +356,13 @@ class Suite:
     all_checks: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         norms = [threat.norm for threat in self.threats]
-        _require(bool(norms), "threats", norms, "a list of at least one threat")
-        _require(len(set(norms)) == len(norms), "threats", norms, "one threat for each norm")
+        self.require(0 < len(norms) == len(set(norms)), "threats", "one threat for each norm")
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(Settings, section="evaluation"):
     """How a detector is attacked.
 
     Args:
@@ -417,60 +379,31 @@ class EvaluationConfig:
     suite: str = "quick"
     eps: list[str] | str | None = None
     all_checks: bool = False
-    images: int | None = None
-    looks: int = 1
-    batch_size: int = 32
+    images: Annotated[int, Ge(2)] | None = None
+    looks: Count = 1
+    batch_size: Count = 32
 
     def __post_init__(self) -> None:
-        _require(self.eps not in ([], ""), "evaluation.eps", self.eps, "a list of radii")
-        few = self.images is not None and self.images < 2
-        _require(not few, "evaluation.images", self.images, "at least 2")
-        _require(self.looks >= 1, "evaluation.looks", self.looks, "at least 1")
-        _require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
+        super().__post_init__()
+        self.require(self.eps not in ([], ""), "eps", "a list of radii")
 
 
 @dataclass
-class FitConfig:
+class FitConfig(Settings, section=""):
     """All settings of a fit: with the images, they decide everything in the run folder.
 
-    Args:
-        data: an MVTec-style tree or a plain folder of normal images.
-        seed: of the split, the weights and every random draw.
-        false_alarm_rate: share of normal images that may be flagged, guaranteed by calibration.
-        twin: also train the undefended twin that the report compares with.
-        strict: fail at the first file that cannot be read, instead of leaving it out.
-        full_scale: the value that counts as white in images of more than 8 bits; ``auto`` for the
-            least 2^n - 1 that holds all values of the training images; when absent the largest
-            that their format holds.
-        groups: which normal images belong together, so that no part or patient is both trained on
-            and held out: a CSV table with the columns file and group, or a regular expression
-            whose first parenthesis in the path is the group.
-        recipe: how to train.
-        evaluation: how to attack.
+    They are those of :func:`patchguard.api.fit`.
     """
 
     data: str
-    seed: int = 0
-    false_alarm_rate: float = 0.05
+    seed: Natural = 0
+    false_alarm_rate: Annotated[float, Gt(0), Lt(1)] = 0.05
     twin: bool = True
     strict: bool = False
-    full_scale: float | Literal["auto"] | None = None
+    full_scale: Positive | Literal["auto"] | None = None
     groups: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-
-    def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
-        rate = self.false_alarm_rate
-        _require(0 < rate < 1, "false_alarm_rate", rate, "between 0 and 1")
-        scale = self.full_scale
-        bounded = scale is None or scale == "auto" or 0 < float(scale) < math.inf
-        _require(bounded, "full_scale", scale, "auto, or above 0 and finite")
-
-
-def _require(met: bool, name: str, value: object, allowed: str) -> None:
-    if not met:
-        raise PatchGuardError(f"{name} is {value}; it must be {allowed}")
 
 
 def parse_eps(text: str) -> float:
@@ -514,20 +447,29 @@ SUITES = Path(__file__).parent / "attacks" / "suites"
 def load_recipe(name: str) -> Recipe:
     """The recipe of that name (see ``training/recipes``) or in that YAML file.
 
-    Raises:
-        PatchGuardError: no such recipe, or a setting of the wrong name or type.
-    """
-    return _from_yaml(Recipe, _yaml_path("recipe", RECIPES, name))
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe that can be loaded.
+    One that ``extends`` another recipe holds only what differs from it.
 
     Raises:
-        PatchGuardError: as :func:`load_recipe`.
+        PatchGuardError: no such recipe, one that extends itself, or a setting of the wrong name or
+            type.
     """
-    load_recipe(name)
-    return _yaml_path("recipe", RECIPES, name)
+    return _read_recipe(_yaml_path("recipe", RECIPES, name), ())
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...]) -> Recipe:
+    """A recipe's file; ``above`` are those that extend it, directly or not."""
+    if path.resolve() in above:
+        raise PatchGuardError(f"{path} extends itself")
+    content = _read_yaml(path)
+    name = content.pop("extends", None)
+    base = None
+    if name is not None:
+        try:
+            found = _yaml_path("recipe", RECIPES, str(name), path.parent)
+        except PatchGuardError as error:
+            raise PatchGuardError(f"{path}: extends: {error}") from error
+        base = _read_recipe(found, (*above, path.resolve()))
+    return _from_file(Recipe, path, content, base)
 
 
 def load_suite(name: str) -> Suite:
@@ -536,84 +478,93 @@ def load_suite(name: str) -> Suite:
     Raises:
         PatchGuardError: no such suite, or a setting of the wrong name or type.
     """
-    return _from_yaml(Suite, _yaml_path("suite", SUITES, name))
+    path = _yaml_path("suite", SUITES, name)
+    return _from_file(Suite, path, _read_yaml(path))
 
 
-def _yaml_path(what: str, folder: Path, name: str) -> Path:
-    for candidate in (folder / f"{name}.yaml", Path(name)):
+def load_evaluation(file: str) -> EvaluationConfig:
+    """The settings of an evaluation in a YAML file.
+
+    Raises:
+        PatchGuardError: no such file, or a setting of the wrong name or type.
+    """
+    if not Path(file).is_file():
+        raise PatchGuardError(f"--evaluation {file}: there is no such file of settings")
+    return _from_file(EvaluationConfig, Path(file), _read_yaml(Path(file)))
+
+
+def _yaml_path(what: str, folder: Path, name: str, beside: Path = Path()) -> Path:
+    for candidate in (folder / f"{name}.yaml", beside / name):
         if candidate.is_file():
             return candidate
     known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise PatchGuardError(f"{what} {name}: neither a file nor one of {known}")
 
 
-T = TypeVar("T")
-
-
-def _from_yaml(kind: type[T], path: Path) -> T:
-    import yaml
-
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PatchGuardError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
-        raise PatchGuardError(f"{path} holds no settings (lines such as 'name: value')")
+        raise PatchGuardError(f"{path} {_NO_SETTINGS}")
+    return content
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as people expect."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+T = TypeVar("T", bound=Settings)
+_NO_SETTINGS = "holds no settings (lines such as 'name: value')"
+
+
+def _from_file(kind: type[T], path: Path, content: dict[str, Any], base: T | None = None) -> T:
     try:
-        return from_plain(kind, content)
+        return from_plain(kind, content, base)
     except PatchGuardError as error:
         raise PatchGuardError(f"{path}: {error}") from error
 
 
-def from_plain(kind: type[T], content: dict[str, Any]) -> T:
+def from_plain(kind: type[T], content: Mapping[str, Any], base: T | None = None) -> T:
     """One of the dataclasses above from plain values, checked against its types.
 
+    Args:
+        kind: which one.
+        content: values by name, as YAML has them.
+        base: what the settings that ``content`` does not name are taken from; the defaults when
+            absent.
+
     Raises:
-        PatchGuardError: an unknown name or a value of the wrong type.
+        PatchGuardError: an unknown name, a missing one or a value that does not fit.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    _check_sections(kind, content)
-    name = kind.__name__.removesuffix("Config").lower()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, name)
-    try:
-        return cast(T, instantiate(parser, parser.parse_object({name: content}))[name])
-    except (ArgumentError, TypeError) as error:
-        raise PatchGuardError(in_our_words(str(error)).replace(f"{name}.", "", 1)) from error
-
-
-def _check_sections(kind: type, content: Mapping[str, Any], prefix: str = "") -> None:
-    """jsonargparse takes what is no mapping for none at all."""
-    for name, hint in get_type_hints(kind).items():
-        if not is_dataclass(hint) or name not in content:
-            continue
-        if not isinstance(content[name], Mapping):
-            raise PatchGuardError(f"{prefix}{name} holds no settings (lines such as 'name: value')")
-        _check_sections(cast(type, hint), content[name], f"{prefix}{name}.")
+    types = setting_types(kind)
+    values = {}
+    for name, value in content.items():
+        if name not in types:
+            raise PatchGuardError(f"{kind.prefix}{name}: there is no such setting")
+        values[name] = _part(types[name], kind.prefix + name, value, getattr(base, name, None))
+    if base is not None:
+        return base.changed(**values)
+    for each in fields(kind):
+        if each.default is MISSING and each.default_factory is MISSING and each.name not in values:
+            raise PatchGuardError(f"{kind.prefix}{each.name} is missing")
+    return kind(**values)
 
 
-_KINDS = {"str": "text (in YAML with quotes)"}
-"""What people call a type; others have their own name."""
-
-
-def in_our_words(message: str) -> str:
-    """What jsonargparse says of a setting, in one line: its name, its value, what is wrong."""
-    line = " ".join(message.split())
-    unknown = re.fullmatch(r".* does not accept option '([^']+)'", line)
-    if unknown:
-        return f"{unknown[1]}: there is no such setting"
-    wrong = re.fullmatch(r"""Parser key "([\w.]+)": (.*Expected.*) G\w+ value: (.*)""", line)
-    if not wrong:
-        return re.sub(r"""^Parser key "([\w.]+)": """, r"\1: ", line)
-    name, reasons, given = wrong.groups()
-    found = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|typing.Literal\[(.*?)\])", reasons)
-    wanted = [_KINDS.get(kind, kind) or f"one of {values}" for kind, values in found]
-    told = dict.fromkeys(each for each in wanted if each != "NoneType")
-    return f"{name} {given}: expected {' or '.join(told)}"
-
-
-def instantiate(parser: ArgumentParser, parsed: Namespace) -> Namespace:
-    """Dataclasses from parsed values; jsonargparse 4.49 renamed it, anomalib needs an older one."""
-    method = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    return cast("Namespace", method(parsed))
+def _part(kind: Any, name: str, value: Any, base: Any) -> Any:
+    """The value of a setting, which may consist of settings itself."""
+    if is_settings(kind):
+        if not isinstance(value, Mapping):
+            raise PatchGuardError(f"{name} {_NO_SETTINGS}")
+        return from_plain(kind, value, base)
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_part(get_args(kind)[0], name, each, None) for each in value]
+    return check_value(name, value, kind)

@@ -15,8 +15,8 @@ from detectors import Linear, Network, Wave
 from patchguard.attacks import Attack
 from patchguard.attacks.attack import Problem
 from patchguard.attacks.objectives import image_score
-from patchguard.attacks.settings import setting_types
 from patchguard.attacks.suite import ATTACKS
+from patchguard.constraints import setting_types
 from patchguard.detector import Detection, Detector
 from patchguard.errors import PatchGuardError
 
@@ -231,16 +231,16 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("kind", "settings", "complaint"),
     [
-        ("APGD", {"radii": []}, "the last should be 1"),
-        ("APGD", {"radii": [2.0, 1.5]}, "the last should be 1"),
-        ("APGD", {"radii": [0.5, 1.0]}, "greater than or equal to 1"),
-        ("NES", {"samples": 0}, "greater than or equal to 2"),
+        ("APGD", {"radii": []}, "a list that ends with 1"),
+        ("APGD", {"radii": [2.0, 1.5]}, "a list that ends with 1"),
+        ("APGD", {"radii": [0.5, 1.0]}, "at least 1"),
+        ("NES", {"samples": 0}, "at least 2"),
         ("NES", {"samples": 5}, "a multiple of 2"),
-        ("NES", {"momentum": 1.0}, "less than 1"),
-        ("PGD", {"starts": []}, "at least 1 item"),
-        ("PGD", {"steps": 0}, "greater than or equal to 1"),
-        ("PGD", {"step_size": 0.0}, "greater than 0"),
-        ("Square", {"area": 1.5}, "less than or equal to 1"),
+        ("NES", {"momentum": 1.0}, "below 1"),
+        ("PGD", {"starts": []}, "a list of 1 or more"),
+        ("PGD", {"steps": 0}, "at least 1"),
+        ("PGD", {"step_size": 0.0}, "above 0"),
+        ("Square", {"area": 1.5}, "at most 1"),
     ],
 )
 def test_what_a_setting_should_be_is_told(

@@ -508,9 +508,9 @@ def test_objectives_for_localization_need_masks(name: str) -> None:
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"share": 0.0}, {"share": 1.5}])
 def test_settings_out_of_their_range_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(PatchGuardError, match=r"TopKMean: .* input should"):
+    with pytest.raises(PatchGuardError, match=r"TopKMean: .* it must be"):
         TopKMean(**settings)
     with pytest.raises(PatchGuardError, match=r"metric is .* 'cosine' or 'l2'"):
         FeatureDistance(random(4, 3), metric="l1")  # type: ignore[arg-type]
-    with pytest.raises(PatchGuardError, match=r"RankAware: bandwidth is 0.0: .*greater than 0"):
+    with pytest.raises(PatchGuardError, match=r"RankAware: bandwidth is 0.0; it must be above 0"):
         RankAware(random(5, 6, 6), partial_masks(), bandwidth=0.0)

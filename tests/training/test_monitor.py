@@ -15,12 +15,14 @@ from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig
 from patchguard.detector import Detection, Detector
 from patchguard.errors import Interrupted
+from patchguard.runtime import Runtime
 from patchguard.stopping import signals_stop
-from patchguard.training import callbacks
-from patchguard.training.module import AdversarialTraining
+from patchguard.training import loop
+from patchguard.training.batches import Batch
+from patchguard.training.module import AdversarialTraining, Measured
 from patchguard.training.monitor import Reading, look
 from patchguard.training.train import train
-from trainings import MODEL, dataset, settings
+from trainings import MODEL, Listening, dataset, settings
 
 EPS = 8 / 255
 
@@ -97,7 +99,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, gap: float) -> list[int]:
         seen.append(len(seen))
         return Reading(found=gap, trained=1.0, cosine=0.0)
 
-    monkeypatch.setattr(callbacks, "look", found)
+    monkeypatch.setattr(loop, "look", found)
     return seen
 
 
@@ -113,15 +115,16 @@ def test_single_step_training_becomes_pgd_2_where_it_overfits_and_says_so(
         return attacked(self, *arguments)
 
     monkeypatch.setattr(AdversarialTraining, "attacked", counted)
-    told: list[str] = []
+    reporter = Listening()
+    runtime = Runtime.on("cpu", reporter)
     config = settings(attack=InnerAttackConfig(ramp=0.0, monitor=2))
-    done = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
+    done = train(dataset(), MODEL, config, seed=0, folder=tmp_path, runtime=runtime)
     assert done.switched_at == 2
     assert len(seen) == 1
     assert steps == [1, 1, 2, 2, 2, 2]
-    assert "step 2" in told[0]
-    assert "PGD-2" in told[0]
-    again = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
+    assert "step 2" in reporter.told[0]
+    assert "PGD-2" in reporter.told[0]
+    again = train(dataset(), MODEL, config, seed=0, folder=tmp_path, runtime=runtime)
     assert again.switched_at == 2
 
 
@@ -130,19 +133,19 @@ def test_a_run_that_switched_and_was_interrupted_goes_on_with_pgd_2(
 ) -> None:
     looks(monkeypatch, gap=3.0)
     config = settings(attack=InnerAttackConfig(ramp=0.0, monitor=2))
-    training_step = AdversarialTraining.training_step
+    forward = AdversarialTraining.forward
     steps: list[tuple[int, int]] = []
 
-    def stopped(self: AdversarialTraining, batch: Any, batch_idx: int) -> Tensor:
-        steps.append((self.global_step, self.attack.steps))
+    def stopped(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+        steps.append((self.step, self.attack.steps))
         if len(steps) == 4:
             signal.raise_signal(signal.SIGINT)
-        return training_step(self, batch, batch_idx)
+        return forward(self, batch)
 
-    monkeypatch.setattr(AdversarialTraining, "training_step", stopped)
+    monkeypatch.setattr(AdversarialTraining, "forward", stopped)
     with signals_stop(), pytest.raises(Interrupted):
-        train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=lambda _: None)
-    train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=lambda _: None)
+        train(dataset(), MODEL, config, seed=0, folder=tmp_path)
+    train(dataset(), MODEL, config, seed=0, folder=tmp_path)
     assert steps == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]
 
 
@@ -151,10 +154,11 @@ def test_honest_single_step_training_stays_as_it_is(
 ) -> None:
     seen = looks(monkeypatch, gap=1.2)
     config = settings(attack=InnerAttackConfig(ramp=0.0, monitor=2))
-    told: list[str] = []
-    done = train(dataset(), MODEL, config, seed=0, folder=tmp_path, tell=told.append)
+    reporter = Listening()
+    runtime = Runtime.on("cpu", reporter)
+    done = train(dataset(), MODEL, config, seed=0, folder=tmp_path, runtime=runtime)
     assert done.switched_at is None
-    assert not told
+    assert not reporter.told
     assert len(seen) == 3
 
 

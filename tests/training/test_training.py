@@ -7,13 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from patchguard.training.callbacks import TrainingProgress
 from torch import Tensor
 
 from patchguard.attacks.pgd import NFGSM, PGD
@@ -29,9 +27,10 @@ from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.report.contents import training_curves
 from patchguard.stopping import signals_stop
-from patchguard.training import batches, callbacks
 from patchguard.training import module as training_module
+from patchguard.training import resume
 from patchguard.training.batches import (
+    Batch,
     Draw,
     StepSampler,
     TrainingImages,
@@ -39,8 +38,9 @@ from patchguard.training.batches import (
     workers_for,
 )
 from patchguard.training.loss import PatchLoss, training_loss
-from patchguard.training.module import AdversarialTraining, images_of, inner_attack
-from patchguard.training.train import saved_step, total_steps, train
+from patchguard.training.module import AdversarialTraining, Measured, images_of, inner_attack
+from patchguard.training.resume import ResumeFile, saved_step
+from patchguard.training.train import total_steps, train
 from trainings import MODEL, VARIED, dataset, settings
 
 
@@ -61,12 +61,10 @@ def equal(first: PatchGuard, second: PatchGuard) -> bool:
     return all(map(torch.equal, weights(first), weights(second)))
 
 
-def test_the_detector_has_the_moving_average_of_the_weights(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_detector_has_the_moving_average_of_the_weights() -> None:
     module = AdversarialTraining(PatchGuard(MODEL, 32), settings(ema=0.9), 6, 0, images=6)
     for step, value in enumerate((1.0, 2.0, 3.0)):
-        monkeypatch.setattr(AdversarialTraining, "global_step", step)
+        module.step = step
         with torch.no_grad():
             for weight in module.model.parameters():
                 weight.fill_(value)
@@ -76,34 +74,45 @@ def test_the_detector_has_the_moving_average_of_the_weights(
         torch.testing.assert_close(parameter, torch.full_like(parameter, 1.29))
 
 
-class Counted:
-    """A loss that counts how often it is read."""
+def test_only_what_is_logged_is_measured_and_so_waits_for_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, measuring = AdversarialTraining.forward, []
 
-    def __init__(self) -> None:
-        self.reads = 0
+    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+        loss, measured = original(self, batch)
+        if measured:
+            measuring.append(self.step)
+        return loss, measured
 
-    def __float__(self) -> float:
-        self.reads += 1
-        return 1.0
+    monkeypatch.setattr(AdversarialTraining, "forward", forward)
+    train(dataset(), MODEL, settings(steps=40), seed=0, folder=tmp_path)
+    assert measuring == [9, 19, 29, 39]
+    assert training_curves(tmp_path / "csv")["loss"][:, 0].tolist() == measuring
 
 
-def test_progress_reads_the_loss_only_when_it_is_new() -> None:
-    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(steps=40), 40, 0, images=6)
-    progress, loss = TrainingProgress(), Counted()
-    for step in range(1, 41):
-        trainer: Any = SimpleNamespace(global_step=step, logged_metrics={"loss": loss})
-        progress.on_train_batch_end(trainer, module, None, None, step)
-    assert loss.reads == 40 / training_module.LOG_EVERY
+def test_weights_cast_to_half_precision_are_not_kept_while_they_are_perturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, kept = AdversarialTraining.forward, []
+
+    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+        kept.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        return original(self, batch)
+
+    monkeypatch.setattr(AdversarialTraining, "forward", forward)
+    config = settings(steps=2, precision="bf16", awp=0.01)
+    train(dataset(), MODEL, config, seed=0, folder=tmp_path)
+    assert kept == [(True, False)] * 2
 
 
 def test_a_gpu_has_more_workers_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, free = DataConfig(workers=3), DataConfig()
     found = {}
     for kind, cores in (("cpu", 64), ("cuda", 2), ("cuda", 6), ("cuda", 64)):
-        monkeypatch.setattr(batches, "device", lambda kind=kind: torch.device(kind))
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), False)
-        assert workers_for(asked) == 3
-        found[kind, cores] = workers_for(free)
+        assert workers_for(asked, torch.device(kind)) == 3
+        found[kind, cores] = workers_for(free, torch.device(kind))
     assert found == {("cpu", 64): 1, ("cuda", 2): 1, ("cuda", 6): 5, ("cuda", 64): 8}
 
 
@@ -119,6 +128,25 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
         assert all(torch.equal(first[key], second[key]) for key in first)
         if number == 3:
             break
+
+
+def test_two_processes_draw_exactly_the_batches_that_one_would() -> None:
+    alone, *shares = (
+        training_loader(dataset(), 4, halfway, first_step=1, rank=rank, world_size=processes)
+        for processes, rank in ((1, 0), (2, 0), (2, 1))
+    )
+    for number, (whole, *parts) in enumerate(zip(alone, *shares, strict=False)):
+        assert [len(part["index"]) for part in parts] == [2, 2]
+        for key in whole:
+            drawn = torch.stack([part[key] for part in parts], 1).flatten(0, 1)
+            assert torch.equal(drawn, whole[key])
+        if number == 3:
+            break
+
+
+def test_a_batch_that_processes_cannot_share_equally_is_refused() -> None:
+    with pytest.raises(PatchGuardError, match=r"batch_size is 5; 2 processes need a multiple of 2"):
+        StepSampler(6, 5, 0, halfway, world_size=2)
 
 
 def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
@@ -216,7 +244,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     whole = trained(dataset(), config, 3, tmp_path / "whole")
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdversarialTraining, "training_step", _interrupting_at(step=3))
+        patch.setattr(AdversarialTraining, "forward", _interrupting_at(step=3))
         with signals_stop(), pytest.raises(Interrupted, match="--resume"):
             train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
     assert saved_step(tmp_path / "part" / "resume.ckpt") == 4
@@ -233,11 +261,9 @@ def test_a_stop_at_the_last_step_adds_no_step_to_the_resumed_run(
 
     with monkeypatch.context() as patch, signals_stop():
         if asked_at < 6:
-            patch.setattr(AdversarialTraining, "training_step", _interrupting_at(asked_at))
+            patch.setattr(AdversarialTraining, "forward", _interrupting_at(asked_at))
         else:
-            patch.setattr(
-                AdversarialTraining, "on_train_end", lambda _: signal.raise_signal(signal.SIGINT)
-            )
+            patch.setattr(ResumeFile, "save", _then(lambda: signal.raise_signal(signal.SIGINT)))
         with pytest.raises(Interrupted, match="step 6"):
             train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
     resumed = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
@@ -254,13 +280,13 @@ def test_a_process_killed_after_a_save_at_the_last_step_takes_no_step_more(
     class Killed(Exception):
         pass
 
-    def killed(self: AdversarialTraining, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.global_step == 6:
+    def killed() -> None:
+        if saved_step(tmp_path / "part" / "resume.ckpt") == 6:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(callbacks, "SAVE_EVERY_SECONDS", -1)
-        patch.setattr(AdversarialTraining, "on_train_batch_end", killed)
+        patch.setattr(resume, "SAVE_EVERY_SECONDS", -1)
+        patch.setattr(ResumeFile, "save", _then(killed))
         trained(dataset(), config, 3, tmp_path / "part")
     assert saved_step(tmp_path / "part" / "resume.ckpt") == 6
     resumed = train(dataset(), MODEL, config, seed=3, folder=tmp_path / "part")
@@ -268,7 +294,7 @@ def test_a_process_killed_after_a_save_at_the_last_step_takes_no_step_more(
     assert equal(whole, resumed.detector)
 
 
-@pytest.mark.parametrize("where", ["training_step", "on_before_zero_grad", "on_train_batch_start"])
+@pytest.mark.parametrize("where", ["begin_step", "forward"])
 @pytest.mark.parametrize("awp", [0.0, 0.01])
 def test_a_keyboard_interrupt_without_handlers_saves_what_was_before_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, awp: float
@@ -279,7 +305,7 @@ def test_a_keyboard_interrupt_without_handlers_saves_what_was_before_the_step(
 
     def interrupted(self: AdversarialTraining, *arguments: Any) -> Any:
         done = original(self, *arguments)
-        if self.global_step == 3:
+        if self.step == 3:
             raise KeyboardInterrupt
         return done
 
@@ -302,7 +328,7 @@ def test_training_needs_neither_the_main_thread_nor_handlers_of_signals(tmp_path
 def test_a_request_to_stop_reaches_a_training_in_another_thread(tmp_path: Path) -> None:
     with signals_stop(), ThreadPoolExecutor(1) as pool:
         done = pool.submit(trained, dataset(), settings(steps=10_000), 0, tmp_path)
-        while not (tmp_path / "csv").exists():
+        while not list(tmp_path.glob("csv/*/metrics.csv")):
             time.sleep(0.05)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Interrupted):
@@ -310,15 +336,26 @@ def test_a_request_to_stop_reaches_a_training_in_another_thread(tmp_path: Path) 
     assert 0 < saved_step(tmp_path / "resume.ckpt") < 10_000
 
 
-def _interrupting_at(step: int) -> Callable[..., Tensor]:
-    original = AdversarialTraining.training_step
+def _interrupting_at(step: int) -> Callable[..., tuple[Tensor, Measured]]:
+    original = AdversarialTraining.forward
 
-    def training_step(self: AdversarialTraining, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == step:
+    def forward(self: AdversarialTraining, batch: Batch) -> tuple[Tensor, Measured]:
+        if self.step == step:
             signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
+        return original(self, batch)
 
-    return training_step
+    return forward
+
+
+def _then(follows: Callable[[], None]) -> Callable[[ResumeFile], None]:
+    """Saves, and then that."""
+    original = ResumeFile.save
+
+    def save(self: ResumeFile) -> None:
+        original(self)
+        follows()
+
+    return save
 
 
 def test_a_batch_knows_how_far_the_training_is() -> None:
@@ -349,6 +386,13 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 def test_a_damaged_resume_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "resume.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(PatchGuardError, match=r"resume\.ckpt is damaged"):
+        train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
+
+
+def test_a_resume_file_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = {"global_step": 3, "pytorch-lightning_version": "2.6.0", "state_dict": {}}
+    torch.save(old, tmp_path / "resume.ckpt")
+    with pytest.raises(PatchGuardError, match=r"resume\.ckpt is of another version of patchguard"):
         train(dataset(), MODEL, settings(), seed=0, folder=tmp_path)
 
 

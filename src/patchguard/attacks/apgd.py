@@ -21,12 +21,12 @@ from torch import Tensor
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
 from patchguard.attacks.balls import BALLS, movable
-from patchguard.attacks.settings import Count
+from patchguard.constraints import Count
 
 
 def _ends_in_the_ball(radii: Sequence[float]) -> Sequence[float]:
     if not radii or radii[-1] != 1:
-        raise PydanticCustomError("radii", "the last should be 1")
+        raise PydanticCustomError("radii", "a list that ends with 1")
     return radii
 
 

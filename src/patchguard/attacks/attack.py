@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from patchguard.attacks.balls import LINF, Ball
 from patchguard.attacks.objectives import Objective
-from patchguard.attacks.settings import Settings
+from patchguard.constraints import Settings
 from patchguard.detector import Detector, Inspection
 from patchguard.errors import PatchGuardError
 

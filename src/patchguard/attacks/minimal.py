@@ -15,7 +15,7 @@ from torch import Tensor
 from patchguard.attacks.attack import Problem, attackable
 from patchguard.attacks.balls import LINF, NormBall
 from patchguard.attacks.objectives import image_score
-from patchguard.attacks.settings import Count, Settings
+from patchguard.constraints import Count, Settings
 from patchguard.detector import Detector
 
 

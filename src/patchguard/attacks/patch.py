@@ -12,8 +12,8 @@ from torch.nn.functional import avg_pool2d
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
 from patchguard.attacks.balls import Ball, kept_worth, to_the_end
-from patchguard.attacks.settings import Count, Natural, Positive
 from patchguard.attacks.square import square_at, squares
+from patchguard.constraints import Count, Natural, Positive
 
 
 class Patch:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
-from patchguard.attacks.settings import Count, NotNegative, Positive
+from patchguard.constraints import Count, NotNegative, Positive
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Starts, at_image
 from patchguard.attacks.pgd import PGD
-from patchguard.attacks.settings import Count, Positive
+from patchguard.constraints import Count, Positive
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
 from patchguard.attacks.balls import Ball, kept_worth, to_the_end
-from patchguard.attacks.settings import Count, NotNegative, Positive
+from patchguard.constraints import Count, NotNegative, Positive
 
 
 class L0:

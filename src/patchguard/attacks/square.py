@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem
 from patchguard.attacks.balls import LINF, Ball
-from patchguard.attacks.settings import Count, Share
+from patchguard.constraints import Count, Share
 
 # The published schedule: the share of the image that a square covers halves after each of these
 # fractions of the queries.

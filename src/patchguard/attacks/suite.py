@@ -14,13 +14,13 @@ from patchguard.attacks.objectives.registry import DETECTION, LOCALIZATION, Obje
 from patchguard.attacks.patch import LocalPatch
 from patchguard.attacks.pgd import PGD
 from patchguard.attacks.queries import NES, RandomNoise, SimBA
-from patchguard.attacks.settings import Count, checked_settings, setting_types
 from patchguard.attacks.sparse import PGDL0, SigmaZero
 from patchguard.attacks.square import Square
 from patchguard.attacks.starts import STARTS
 from patchguard.attacks.transfer import Transfer
 from patchguard.attacks.universal import UniversalPerturbation
 from patchguard.config import ThreatConfig
+from patchguard.constraints import Count, checked_settings, setting_types
 from patchguard.detector import Detector
 from patchguard.errors import PatchGuardError
 

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from patchguard.attacks.attack import FORWARD, Attack, Best, Problem, Start, at_image
 from patchguard.attacks.pgd import PGD
-from patchguard.attacks.settings import Count
+from patchguard.constraints import Count
 from patchguard.detector import Detection, Detector, Inspection
 
 

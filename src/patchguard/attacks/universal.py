@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchguard.attacks.attack import Attack, Best, Problem, Starts, at_image, attackable
 from patchguard.attacks.balls import Ball
-from patchguard.attacks.settings import Count, Positive
+from patchguard.constraints import Count, Positive
 from patchguard.detector import Detector
 
 

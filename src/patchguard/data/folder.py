@@ -95,8 +95,9 @@ def scan(
 
     Raises:
         PatchGuardError: there is no such folder, no (readable) training image, a mask that
-            belongs to no image, marks nothing or everything or differs from its image in size, or
-            a folder whose normal images cannot be told; with ``strict`` also as above.
+            belongs to no image, marks nothing or everything or differs from its image in size, a
+            folder ``test`` without any image, or a folder whose normal images cannot be told; with
+            ``strict`` also as above.
     """
     listing = list_folder(root)
     is_tree = any((root / part).is_dir() for part in _TREE_PARTS)
@@ -110,6 +111,8 @@ def scan(
             f"{root}: none of the {len(train)} training images can be used; {path}: {reason}"
         )
     tested = reading.read(_test_samples(root, listing, reading)) if is_tree else []
+    if is_tree and not tested and os.path.lexists(root / "test"):
+        raise _without_images(root / "test", reading.faults)
     scale = _resolved(full_scale, normals)
     if groups is not None:
         normals, tested = (_with_groups(part, root, groups) for part in (normals, tested))
@@ -162,11 +165,7 @@ def require_labelled(folder: ImageFolder) -> None:
     counts = Counter(sample.kind for sample in folder.test)
     told = ", ".join(f"{printable(kind)} ({count})" for kind, count in sorted(counts.items()))
     if not counts:
-        reason = folder.skipped[0] if folder.skipped else (test, "it is empty")
-        raise PatchGuardError(
-            f"{test}: no image that can be read ({printable(reason[0].name)}: {reason[1]}); normal "
-            f"test images belong in test/{GOOD}, others in test/<name of the defect>"
-        )
+        raise _without_images(test, folder.skipped)
     if GOOD in counts:
         raise PatchGuardError(
             f"{test}: holds {told} and no defects; put them in test/<name of the defect>, or move "
@@ -175,6 +174,15 @@ def require_labelled(folder: ImageFolder) -> None:
     raise PatchGuardError(
         f"{test}: holds {told} and no '{GOOD}'; give the folder of normal test images that name, "
         "or move the folder 'test' away for a self-test"
+    )
+
+
+def _without_images(test: Path, faults: Sequence[Fault]) -> PatchGuardError:
+    below = [fault for fault in faults if fault[0].is_relative_to(test)]
+    path, reason = below[0] if below else (test, "it is empty")
+    return PatchGuardError(
+        f"{test}: no image that can be read ({printable(path.name)}: {reason}); normal test images "
+        f"belong in test/{GOOD}, others in test/<name of the defect>"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from patchguard.data.images import SUFFIXES, UNREAD_SUFFIXES
 from patchguard.errors import PatchGuardError
-from patchguard.files import printable
+from patchguard.files import absolute, printable
 
 _NAMED = 5
 
@@ -75,7 +75,8 @@ def list_folder(folder: Path) -> Listing:
 
 def named(paths: Sequence[Path], root: Path) -> str:
     """The first few of many files, and how many more there are."""
-    first = [printable(path.relative_to(root)) for path in paths[:_NAMED]]
+    below = absolute(root)
+    first = [printable(absolute(path).relative_to(below)) for path in paths[:_NAMED]]
     more = len(paths) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
 

@@ -20,9 +20,9 @@ from patchguard.attacks.eot import Averaged
 from patchguard.attacks.minimal import MinimalEps
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.settings import checked_settings, setting_types
 from patchguard.attacks.suite import build, members
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite, parse_size
+from patchguard.constraints import checked_settings, setting_types
 from patchguard.detector import Detector, device_of
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.bootstrap import (

@@ -22,6 +22,7 @@ from patchguard.evaluation.test_set import TestSet
 DECIDING = (
     "attacks",
     "config.py",
+    "constraints.py",
     "data/images.py",
     "data/preprocess.py",
     "data/samples.py",

@@ -11,7 +11,7 @@ from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
 from patchguard.models.patchguard import PatchGuard
 from patchguard.results.model_file import ModelFile, describe, read_model, write_model
-from patchguard.results.run_folder import CONFIG, MODEL, WEIGHTS, verify
+from patchguard.results.run_folder import CONFIG, MODEL, WEIGHTS, read_manifest, verify
 
 
 def save_detector(model: PatchGuard, folder: Path, full_scale: float | None = None) -> None:
@@ -36,10 +36,9 @@ def verified_model(folder: Path) -> ModelFile:
     Raises:
         PatchGuardError: a file is missing, truncated or altered.
     """
-    model = read_model(folder)
-    for name in (MODEL if (folder / MODEL).exists() else CONFIG, WEIGHTS):
-        verify(folder, name)
-    return model
+    verify(folder, WEIGHTS)
+    verify(folder, MODEL if MODEL in read_manifest(folder) else CONFIG)
+    return read_model(folder)
 
 
 def load_unverified(folder: Path, model: ModelFile | None = None) -> PatchGuard:

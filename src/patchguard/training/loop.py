@@ -61,6 +61,7 @@ class Loop:
         step what was before it is saved, unless that is just being changed; then, and when the
         process is killed, at most a minute is lost.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (
             _loggers(self.folder, self.training.step, self.runtime.reporter.tell) as loggers,
             self.runtime.reporter.progress("tenth") as advance,
@@ -88,6 +89,7 @@ class Loop:
             measured = self._step(next(batches), clock)
             if measured:
                 _log(loggers, measured, training.step - 1)
+            if "loss" in measured:
                 loss = f"  loss {measured['loss']:.2f}"
             self._look(loggers)
             eps = 255 * training.current_eps()

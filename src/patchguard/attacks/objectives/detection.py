@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchguard.attacks.objectives.objective import local_scores, patch_labels
-from patchguard.attacks.settings import Count, Settings, Share
+from patchguard.constraints import Count, Settings, Share
 from patchguard.detector import Detector, Inspection, device_of
 from patchguard.errors import PatchGuardError
 

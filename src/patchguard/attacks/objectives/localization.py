@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from patchguard.arrays import DoubleArray
 from patchguard.attacks.objectives.statistics import PixelStatistics, pixels
-from patchguard.attacks.settings import Positive, checked_settings, setting_types
+from patchguard.constraints import Positive, checked_settings, setting_types
 from patchguard.detector import Inspection
 from patchguard.errors import PatchGuardError
 

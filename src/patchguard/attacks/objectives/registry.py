@@ -28,7 +28,7 @@ from patchguard.attacks.objectives.localization import (
 )
 from patchguard.attacks.objectives.objective import Objective
 from patchguard.attacks.objectives.statistics import PixelStatistics
-from patchguard.attacks.settings import checked_settings, setting_types
+from patchguard.constraints import checked_settings, setting_types
 from patchguard.errors import PatchGuardError
 
 
