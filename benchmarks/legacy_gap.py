@@ -30,7 +30,7 @@ def evaluated(
     run: Path, test: TestSet, threats: list[dict[str, Any]], seed: int, cache: Path
 ) -> dict[tuple[str, str], dict[str, float]]:
     """Image and pixel AUROC by attack and eps, under a suite of these threats."""
-    with NamedTemporaryFile("w", suffix=".yaml") as file:
+    with NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml") as file:
         yaml.safe_dump({"threats": threats}, file)
         file.flush()
         summary = evaluate_detector(

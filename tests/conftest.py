@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 import patchguard
 import trainings
+from patchguard import config
 from patchguard.config import EvaluationConfig, Recipe
+from patchguard.evaluation.checks import run as checks
 from patchguard.models.patchguard import PatchGuard
 from patchguard.results.run_folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, read_config, seal
 
@@ -93,6 +95,27 @@ def _draw_tree(folder: Path) -> None:
 def tiny_recipe() -> Recipe:
     """The fast recipe at 32 px for a few steps."""
     return trainings.small_recipe()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_steps(once: Once) -> Iterator[None]:
+    """Built-in suites whose APGD takes 5 steps; ``attacks/test_suite.py`` reads what is shipped."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for suite in config.SUITES.glob("*.yaml"):
+            text = suite.read_text(encoding="utf-8")
+            (folder / suite.name).write_text(text.replace("steps: 50", "steps: 5"), "utf-8")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "SUITES", once("suites", write))
+        yield
+
+
+@pytest.fixture
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those self-checks that attack nothing."""
+    monkeypatch.setattr(checks, "QUICK", trainings.SELF_CHECKS)
 
 
 TINY_SUITE = """

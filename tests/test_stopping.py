@@ -53,6 +53,7 @@ def test_handlers_are_left_alone_outside_the_main_thread() -> None:
         assert pool.submit(inside).result() == handlers()
 
 
+@pytest.mark.usefixtures("few_checks")
 def test_fit_evaluate_and_predict_run_in_another_thread_on_a_named_device_and_print_nothing(
     tree: Path,
     tiny_recipe: Recipe,

@@ -20,6 +20,8 @@ from patchguard.reporter import Silent
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
 
+SELF_CHECKS = frozenset(["S1", "S28", "S30"])
+"""Those that attack nothing."""
 MODEL = ModelConfig(hidden=64)
 VARIED = VariationConfig(rotation=10, zoom=0.1, shift=0.1, contrast=0.1, brightness=0.1)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detectors import Linear
+from patchguard import config
 from patchguard.attacks.objectives.registry import ObjectiveContext
 from patchguard.attacks.objectives.statistics import PixelStatistics
 from patchguard.attacks.suite import Member, build, members
@@ -18,6 +19,11 @@ from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import suite_of
 
 BUILT_IN = sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "SUITES", SUITES)
 
 
 def context() -> ObjectiveContext:

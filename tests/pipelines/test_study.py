@@ -18,6 +18,7 @@ import patchguard
 from patchguard import cli
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.evaluation.checks import run as checks
 from patchguard.pipelines import study as studying
 from patchguard.pipelines.study import Planned
 from patchguard.report import study as report
@@ -26,8 +27,10 @@ from patchguard.report.tables import Table
 from patchguard.results.files import read_as
 from patchguard.results.run_folder import METRICS, seal
 from patchguard.results.schema import SELF_TEST, Result
+from trainings import SELF_CHECKS
 
 EPS = ("1/255", "4/255")
+pytestmark = pytest.mark.usefixtures("few_checks")
 
 
 def made(
@@ -240,9 +243,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path, tree: Path, recipe: Path, evaluation: EvaluationConfig) -> Path:
     """A finished study of one recipe with two seeds."""
-    return patchguard.study(
-        tree, recipes=str(recipe), seeds=(0, 1), out=folder, evaluation=evaluation
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "QUICK", SELF_CHECKS)
+        return patchguard.study(
+            tree, recipes=str(recipe), seeds=(0, 1), out=folder, evaluation=evaluation
+        )
 
 
 def arguments(tree: Path, folder: Path, recipe: Path, evaluation: EvaluationConfig) -> list[str]:
