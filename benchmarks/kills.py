@@ -46,6 +46,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from evaluations import suite_text
 from patchguard import cli, config
 from patchguard.evaluation.checks import run as checks
 from patchguard.pipelines import fit as fitting
@@ -59,14 +60,9 @@ from trees import mask, picture
 
 LOADED = (fitting, studying, leaderboard, render)
 """Imported here, or every fork would do it."""
-SUITE = """
-threats:
-  - norm: linf
-    eps: [2/255, 8/255]
-    attacks:
-      - {attack: pgd, objective: score, steps: 2}
-      - {attack: pgd, objective: linear, steps: 2}
-"""
+SUITE = suite_text(
+    "attack: pgd, objective: score, steps: 2", "attack: pgd, objective: linear, steps: 2"
+)
 STEPS = 5
 LONGEST = 180
 """Seconds after which a command counts as hanging."""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import patchguard
 import trainings
+from evaluations import suite_text
 from patchguard import config
 from patchguard.config import EvaluationConfig, Recipe
 from patchguard.evaluation.checks import run as checks
@@ -118,15 +119,11 @@ def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "QUICK", trainings.SELF_CHECKS)
 
 
-TINY_SUITE = """
-threats:
-  - norm: linf
-    eps: [2/255, 8/255]
-    attacks:
-      - {attack: pgd, objective: score, steps: 3}
-      - {attack: pgd, objective: linear, steps: 3}
-      - {attack: legacy, steps: 3}
-"""
+TINY_SUITE = suite_text(
+    "attack: pgd, objective: score, steps: 3",
+    "attack: pgd, objective: linear, steps: 3",
+    "attack: legacy, steps: 3",
+)
 
 
 @pytest.fixture(scope="session")

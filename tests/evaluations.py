@@ -106,6 +106,12 @@ def metrics(auroc: float, *, checks: list[dict[str, Any]] | None = None) -> dict
     }
 
 
+def suite_text(*attacks: str) -> str:
+    """A suite of two radii, as a file holds it, with these attacks."""
+    entries = "".join(f"      - {{{attack}}}\n" for attack in attacks)
+    return f"threats:\n  - norm: linf\n    eps: [2/255, 8/255]\n    attacks:\n{entries}"
+
+
 def result_of(content: dict[str, Any]) -> Result:
     """The content of ``metrics.json`` as it is read."""
     parts = {name: part for name, part in content.items() if name != Result.FORMAT}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import patchguard
 from detectors import Linear
+from evaluations import suite_text
 from patchguard.config import EvaluationConfig
 from patchguard.detector import Detection, Detector
 from patchguard.errors import PatchGuardError
@@ -26,20 +27,19 @@ from patchguard.evaluation.test_set import TestSet
 from patchguard.integrations.function import FunctionDetector
 
 SIZE = 16
-SUITE = """
-threats:
-  - norm: linf
-    eps: [2/255, 8/255]
-    attacks:
-      - {attack: apgd, objective: score, steps: 8}
-      - {attack: pgd, objective: dense, steps: 4}
-      - {attack: pgd, objective: linear, steps: 4}
-      - {attack: pgd, objective: rank, steps: 4, rounds: 2}
-      - {attack: noise, objective: score, draws: 4}
-      - {attack: legacy, steps: 4}
-minimal_eps: {steps: 5}
+SUITE = (
+    suite_text(
+        "attack: apgd, objective: score, steps: 8",
+        "attack: pgd, objective: dense, steps: 4",
+        "attack: pgd, objective: linear, steps: 4",
+        "attack: pgd, objective: rank, steps: 4, rounds: 2",
+        "attack: noise, objective: score, draws: 4",
+        "attack: legacy, steps: 4",
+    )
+    + """minimal_eps: {steps: 5}
 stress: [blur]
 """
+)
 QUIET = DetectorFacts(threshold=0.0, checks=False)
 
 

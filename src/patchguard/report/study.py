@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.files import encodable, printable
@@ -61,8 +61,7 @@ class StudyRun:
         return self.metrics.protocol.seconds / 60
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """A run that could not be finished, and why in one line."""
 
     run: str

@@ -8,25 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from patchguard.data.synthetic.canvas import (
-    SIZE,
-    Array,
-    Pose,
-    Rng,
-    Surface,
-    blend,
-    blob,
-    cover,
-    curve,
-    draw_pose,
-    f32,
-    jagged,
-    ramp,
-    rounded_box,
-    shifted,
-    smooth_noise,
-    strokes,
-)
+from patchguard.data.synthetic import canvas
+from patchguard.data.synthetic.canvas import Array, Pose, Rng, Surface
 
 _HALF = (98.0, 54.0)
 _COAT = (0.86, 0.82, 0.76)
@@ -40,21 +23,21 @@ _GLYPH_HALF = (10.0, 18.0)
 
 def _arc(cx: float, cy: float, rx: float, ry: float, start: float, stop: float) -> Array:
     t = np.radians(np.linspace(start, stop, 18))
-    return f32(np.stack([cx + rx * np.cos(t), cy + ry * np.sin(t)], axis=1))
+    return canvas.f32(np.stack([cx + rx * np.cos(t), cy + ry * np.sin(t)], axis=1))
 
 
 # Strokes in a box from (-1, -1) to (1, 1), y down.
 _STROKES: dict[str, tuple[Array, ...]] = {
     " ": (),
     "0": (_arc(0, 0, 1, 1, 0, 360),),
-    "2": (np.vstack([_arc(0, -0.45, 0.95, 0.55, 190, 390), f32([[-1, 1], [1, 1]])]),),
-    "4": (f32([[0.5, 1], [0.5, -1], [-1, 0.4], [1, 0.4]]),),
-    "7": (f32([[-1.0, -1.0], [1.0, -1.0], [-0.3, 1.0]]),),
+    "2": (np.vstack([_arc(0, -0.45, 0.95, 0.55, 190, 390), canvas.f32([[-1, 1], [1, 1]])]),),
+    "4": (canvas.f32([[0.5, 1], [0.5, -1], [-1, 0.4], [1, 0.4]]),),
+    "7": (canvas.f32([[-1.0, -1.0], [1.0, -1.0], [-0.3, 1.0]]),),
     "8": (_arc(0, -0.5, 0.8, 0.5, 0, 360), _arc(0, 0.5, 1, 0.5, 0, 360)),
-    "G": (np.vstack([_arc(0, 0, 1, 1, 315, 40), f32([[0.95, 0.1], [0.2, 0.1]])]),),
+    "G": (np.vstack([_arc(0, 0, 1, 1, 315, 40), canvas.f32([[0.95, 0.1], [0.2, 0.1]])]),),
     "P": (
-        f32([[-0.9, 1.0], [-0.9, -1.0], [0.0, -1.0]]),
-        np.vstack([_arc(0, -0.45, 1, 0.55, 270, 450), f32([[-0.9, 0.1]])]),
+        canvas.f32([[-0.9, 1.0], [-0.9, -1.0], [0.0, -1.0]]),
+        np.vstack([_arc(0, -0.45, 1, 0.55, 270, 450), canvas.f32([[-0.9, 0.1]])]),
     ),
 }
 
@@ -72,12 +55,16 @@ class _Part:
 
 def draw_tablets(rng: Rng) -> _Part:
     """A normal tablet; the print is up to 2 px off its place."""
-    pose = draw_pose(rng, shift=8, angle=0.12, scale=0.03)
-    speckle = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    powder = f32(0.03) * ndimage.uniform_filter(speckle, 2) + f32(0.008) * smooth_noise(rng, 9)
-    lint = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    tray = f32(0.03) * ndimage.uniform_filter(lint, 3) + f32(0.01) * smooth_noise(rng, 7)
-    return _Part(pose, powder, tray, f32(rng.uniform(-2, 2, 2)))
+    pose = canvas.draw_pose(rng, shift=8, angle=0.12, scale=0.03)
+    speckle = rng.standard_normal((canvas.SIZE, canvas.SIZE), dtype=np.float32)
+    powder = canvas.f32(0.03) * ndimage.uniform_filter(speckle, 2) + canvas.f32(
+        0.008
+    ) * canvas.smooth_noise(rng, 9)
+    lint = rng.standard_normal((canvas.SIZE, canvas.SIZE), dtype=np.float32)
+    tray = canvas.f32(0.03) * ndimage.uniform_filter(lint, 3) + canvas.f32(
+        0.01
+    ) * canvas.smooth_noise(rng, 7)
+    return _Part(pose, powder, tray, canvas.f32(rng.uniform(-2, 2, 2)))
 
 
 def _surface(part: _Part) -> Surface:
@@ -86,74 +73,85 @@ def _surface(part: _Part) -> Surface:
 
 
 def _outline(part: _Part) -> Array:
-    return rounded_box(*part.pose.local(), _HALF, _HALF[1]) * f32(part.pose.scale)
+    return canvas.rounded_box(*part.pose.local(), _HALF, _HALF[1]) * canvas.f32(part.pose.scale)
 
 
 def _finish(part: _Part, outline: Array) -> Surface:
     """Tray, shadow, dome, score line and print, cut to an outline (signed distance, `[H, W]`)."""
     u, _ = part.pose.local()
-    shade = 1 - f32(0.65) * ramp(shifted(outline, 7, 7), 9, -6)
-    tray = (f32(_TRAY) + part.tray[..., None]) * shade[..., None]
-    coat = blend(f32(_COAT) + part.powder[..., None], _INK, f32(0.88) * _printed(part))
+    shade = 1 - canvas.f32(0.65) * canvas.ramp(canvas.shifted(outline, 7, 7), 9, -6)
+    tray = (canvas.f32(_TRAY) + part.tray[..., None]) * shade[..., None]
+    coat = canvas.blend(
+        canvas.f32(_COAT) + part.powder[..., None], _INK, canvas.f32(0.88) * _printed(part)
+    )
     score = np.exp(-((u / 3) ** 2))
-    inside = np.clip(-_outline(part), 0, 30) / f32(30)
+    inside = np.clip(-_outline(part), 0, 30) / canvas.f32(30)
     dome = 10 * (1 - (1 - inside) ** 2)
     return Surface(
-        blend(tray, coat * (1 - f32(0.18) * score)[..., None], cover(outline)),
-        f32(dome - f32(1.8) * score * ramp(inside, 0, 0.3)) * cover(outline),
+        canvas.blend(tray, coat * (1 - canvas.f32(0.18) * score)[..., None], canvas.cover(outline)),
+        canvas.f32(dome - canvas.f32(1.8) * score * canvas.ramp(inside, 0, 0.3))
+        * canvas.cover(outline),
     )
 
 
 def _printed(part: _Part) -> Array:
     """Opacity `[H, W]` of the printed code."""
     lines = (
-        part.pose.pixels(line * f32(_GLYPH_HALF) + f32([centre, 0]) + part.print_shift)
+        part.pose.pixels(
+            line * canvas.f32(_GLYPH_HALF) + canvas.f32([centre, 0]) + part.print_shift
+        )
         for glyph, centre in zip(part.code, _GLYPH_CENTRES, strict=True)
         for line in _STROKES[glyph]
     )
-    return strokes(lines, 5)
+    return canvas.strokes(lines, 5)
 
 
 def _edge_point(rng: Rng, inset: float) -> Array:
     """A point `inset` inside the tablet's edge, in part coordinates."""
     angle = rng.uniform(0, 2 * np.pi)
-    toward = f32([np.cos(angle), np.sin(angle)])
-    middle = f32([rng.uniform(0, 1) * np.sign(toward[0]) * (_HALF[0] - _HALF[1]), 0])
+    toward = canvas.f32([np.cos(angle), np.sin(angle)])
+    middle = canvas.f32([rng.uniform(0, 1) * np.sign(toward[0]) * (_HALF[0] - _HALF[1]), 0])
     if abs(toward[0]) > abs(toward[1]):
         middle[0] = np.sign(toward[0]) * (_HALF[0] - _HALF[1])
     else:
-        toward = f32([0, np.sign(toward[1])])
-    return middle + (_HALF[1] - f32(inset)) * toward
+        toward = canvas.f32([0, np.sign(toward[1])])
+    return middle + (_HALF[1] - canvas.f32(inset)) * toward
 
 
 def chip(part: _Part, rng: Rng) -> Surface:
     """A piece broken off the edge: the rough core shows beside the gap."""
     u, v = part.pose.local()
-    bite = blob(rng, u, v, _edge_point(rng, rng.uniform(-4, 2)), rng.uniform(15, 21), 0.12)
-    grain = smooth_noise(rng, 64)
-    gap = bite + rng.uniform(5, 7) + f32(0.8) * grain
+    bite = canvas.blob(rng, u, v, _edge_point(rng, rng.uniform(-4, 2)), rng.uniform(15, 21), 0.12)
+    grain = canvas.smooth_noise(rng, 64)
+    gap = bite + rng.uniform(5, 7) + canvas.f32(0.8) * grain
     whole = _outline(part)
     base = _finish(part, np.maximum(whole, -gap))
-    rough = cover(bite) * cover(-gap) * cover(whole)
-    core = f32(_CORE) * f32(0.66) + f32(0.05) * grain[..., None]
-    slope = np.minimum(base.height, f32(5) + f32(0.7) * bite + f32(0.5) * grain)
+    rough = canvas.cover(bite) * canvas.cover(-gap) * canvas.cover(whole)
+    core = canvas.f32(_CORE) * canvas.f32(0.66) + canvas.f32(0.05) * grain[..., None]
+    slope = np.minimum(
+        base.height, canvas.f32(5) + canvas.f32(0.7) * bite + canvas.f32(0.5) * grain
+    )
     height = base.height + rough * (slope - base.height)
-    return Surface(blend(base.albedo, core, rough), f32(height))
+    return Surface(canvas.blend(base.albedo, core, rough), canvas.f32(height))
 
 
 def crack(part: _Part, rng: Rng) -> Surface:
     """A crack that runs in from the edge and forks."""
     start = _edge_point(rng, 1)
-    aim = f32(rng.uniform([-50, -15], [50, 15])) - start
+    aim = canvas.f32(rng.uniform([-50, -15], [50, 15])) - start
     stop = start + rng.uniform(48, 70) * aim / np.hypot(*aim)
-    main = jagged(start, stop, rng, pieces=8, stray=4)
-    fork = main[5] + f32(rng.uniform(-1, 1, 2)) * 8 + (main[5] - main[2]) * f32(0.7)
-    side = jagged(main[5], fork, rng, pieces=4, stray=3)
-    tablet = cover(_outline(part))
-    gap = strokes([part.pose.pixels(main), part.pose.pixels(side)], 2.4) * tablet
-    flank = shifted(gap, 1, 1) * tablet
+    main = canvas.jagged(start, stop, rng, pieces=8, stray=4)
+    fork = main[5] + canvas.f32(rng.uniform(-1, 1, 2)) * 8 + (main[5] - main[2]) * canvas.f32(0.7)
+    side = canvas.jagged(main[5], fork, rng, pieces=4, stray=3)
+    tablet = canvas.cover(_outline(part))
+    gap = canvas.strokes([part.pose.pixels(main), part.pose.pixels(side)], 2.4) * tablet
+    flank = canvas.shifted(gap, 1, 1) * tablet
     base = _surface(part)
-    albedo = blend(blend(base.albedo, _CORE, f32(0.8) * flank), (0.2, 0.17, 0.15), f32(0.9) * gap)
+    albedo = canvas.blend(
+        canvas.blend(base.albedo, _CORE, canvas.f32(0.8) * flank),
+        (0.2, 0.17, 0.15),
+        canvas.f32(0.9) * gap,
+    )
     return Surface(albedo, base.height)
 
 
@@ -177,23 +175,25 @@ def spot(part: _Part, rng: Rng) -> Surface:
     """A brown discoloured spot where moisture came through the coating."""
     u, v = part.pose.local()
     radius = rng.uniform(11, 17)
-    edge = blob(rng, u, v, _edge_point(rng, rng.uniform(24, 48)), radius, 0.15)
-    soaked = ramp(edge, 3, -5) * cover(_outline(part))
+    edge = canvas.blob(rng, u, v, _edge_point(rng, rng.uniform(24, 48)), radius, 0.15)
+    soaked = canvas.ramp(edge, 3, -5) * canvas.cover(_outline(part))
     base = _surface(part)
-    loss = soaked[..., None] * f32([0.22, 0.40, 0.60])
+    loss = soaked[..., None] * canvas.f32([0.22, 0.40, 0.60])
     return Surface(base.albedo * (1 - loss), base.height)
 
 
 def fibre(part: _Part, rng: Rng) -> Surface:
     """A hair lying across the tablet."""
-    middle = f32(rng.uniform([-55, -20], [55, 20]))
+    middle = canvas.f32(rng.uniform([-55, -20], [55, 20]))
     angle, half = rng.uniform(0, np.pi), rng.uniform(38, 55)
-    reach = half * f32([np.cos(angle), np.sin(angle)])
-    path = part.pose.pixels(curve(middle - reach, middle + reach, rng, 0.5))
-    hair = strokes([path], 2.4)
-    shadow = f32(0.3) * strokes([path + f32([2, 2.5])], 2.4)
+    reach = half * canvas.f32([np.cos(angle), np.sin(angle)])
+    path = part.pose.pixels(canvas.curve(middle - reach, middle + reach, rng, 0.5))
+    hair = canvas.strokes([path], 2.4)
+    shadow = canvas.f32(0.3) * canvas.strokes([path + canvas.f32([2, 2.5])], 2.4)
     base = _surface(part)
-    albedo = blend(base.albedo * (1 - shadow)[..., None], (0.30, 0.10, 0.09), f32(0.95) * hair)
+    albedo = canvas.blend(
+        base.albedo * (1 - shadow)[..., None], (0.30, 0.10, 0.09), canvas.f32(0.95) * hair
+    )
     return Surface(albedo, base.height)
 
 
