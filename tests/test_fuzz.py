@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from accounting import OPTIONS, Options, command_trial, scan_trial
+from platforms import needs_bytes, needs_links
 from trainings import detector, small_recipe
 from trees import Tree, trees
 
+pytestmark = [needs_bytes, needs_links]
 REPEATED = settings(
     max_examples=300,
     derandomize=True,

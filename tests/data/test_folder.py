@@ -14,6 +14,7 @@ from patchguard.data.listing import list_images
 from patchguard.data.samples import Sample, defect_mask
 from patchguard.data.split import split_normals
 from patchguard.errors import PatchGuardError
+from platforms import named, needs_links
 
 DATA = Path(os.environ.get("PATCHGUARD_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
@@ -315,6 +316,7 @@ def told(folder, words: str) -> str:
     return line
 
 
+@needs_links
 def test_links_are_followed_and_loops_are_cut_and_named(tree, tmp_path):
     pool = tmp_path / "pool"
     write(pool / "a.png")
@@ -332,6 +334,7 @@ def test_links_are_followed_and_loops_are_cut_and_named(tree, tmp_path):
         scan(tree, strict=True)
 
 
+@needs_links
 def test_a_link_to_a_file_is_that_file(tmp_path):
     original = write(tmp_path / "elsewhere/a.png")
     (tmp_path / "data").mkdir()
@@ -342,6 +345,7 @@ def test_a_link_to_a_file_is_that_file(tmp_path):
     assert "y.png of" in told(folder, "copies of others")
 
 
+@needs_links
 def test_folders_that_link_to_each_other_end(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name / "x.png")
@@ -564,7 +568,7 @@ def test_groups_seen_in_training_are_named_in_the_test(tree):
 NAMES = [b"=1+1.png", b"a\nb.png", b"\xff\xfe.png", b" .png", b"-rf.png", b"x" * 250 + b".png"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", named(NAMES))
 def test_any_name_is_read(tree, name):
     write(tree / "train/good" / os.fsdecode(name))
     folder = scan(tree, strict=True)

@@ -18,6 +18,7 @@ from patchguard.data.images import save_png
 from patchguard.deploy import predict, prediction_folder
 from patchguard.deploy.prediction_folder import Prediction
 from patchguard.errors import PatchGuardError
+from platforms import named, needs_links
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_a_changed_image_is_judged_again(
 NAMES = [b"=1+1.png", b"a\nb.png", b"\xff\xfe.png", b"-x.png", b"y" * 247 + b".png"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", named(NAMES))
 def test_any_name_is_a_row_and_a_picture(
     run: Path, images: Path, tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@needs_links
 def test_files_that_are_not_read_are_told(
     run: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from patchguard.results.card import CardDetector, headline, robustness_card
 from patchguard.results.files import to_json
 from patchguard.results.run_folder import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.schema import Result, Summary
+from platforms import needs_bytes, needs_links
 
 
 class Killed(BaseException):
@@ -89,13 +91,16 @@ def make():
 """
 
 
-@pytest.mark.parametrize("place", ["same", "inside", "above", "link"])
+@pytest.mark.parametrize(
+    "place", ["same", "inside", "above", pytest.param("link", marks=needs_links)]
+)
 @pytest.mark.parametrize("command", ["fit", "evaluate", "study"])
 def test_results_are_not_written_where_images_are_read(
     command: str, place: str, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = Path(shutil.copytree(tree, tmp_path / "all" / "disc"))
-    (tmp_path / "link").symlink_to(data)
+    if place == "link":
+        (tmp_path / "link").symlink_to(data)
     (tmp_path / "mine.py").write_text(SOURCE)
     out = {
         "same": data,
@@ -185,6 +190,7 @@ def test_pictures_and_pages_of_somebody_else_are_not_overwritten(
         assert "is a folder" in refused([*command, "--out", str(tmp_path)], capsys)
 
 
+@needs_links
 def test_finished_work_is_dropped_without_what_others_put_there(tmp_path: Path) -> None:
     store, outside = Store(tmp_path / "attacks", "0" * 64), tmp_path / "outside"
     outside.mkdir()
@@ -495,6 +501,7 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
     assert done.returncode == 1
 
 
+@needs_bytes
 def test_any_name_is_told_in_one_line_whatever_the_terminal_can_show(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/n\xffa\nb\xc3\xbc"
     done = subprocess.run(
@@ -507,14 +514,12 @@ def test_any_name_is_told_in_one_line_whatever_the_terminal_can_show(tmp_path: P
     assert done.returncode == 1
 
 
+@needs_bytes
 def test_names_that_are_not_utf_8_survive_every_file(
     tiny: dict[str, Any], evaluated: dict[str, Any], tmp_path: Path
 ) -> None:
     name = os.fsdecode(b"n\xff")
-    try:
-        data = Path(shutil.copytree(tiny["data"], tmp_path / name / name))
-    except OSError:
-        pytest.skip("this file system has no such names")
+    data = Path(shutil.copytree(tiny["data"], tmp_path / name / name))
     for path in (data / "train/good/000.png", data / "test/good/000.png"):
         path.rename(path.with_name(f"{name}.png"))
     (data / "ground_truth/scratch").rename(data / "ground_truth" / name)
@@ -552,6 +557,7 @@ def test_a_study_whose_output_nobody_reads_ends(tmp_path: Path) -> None:
         studying.carry_out(runs, fit, lambda _: None)
 
 
+@needs_links
 def test_a_synthetic_category_with_files_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     settings = {"categories": ("fabric",), "train": 1, "test_good": 1, "test_per_defect": 1}
     (category,) = write_benchmark(tmp_path, **settings)  # type: ignore[arg-type]
@@ -561,7 +567,7 @@ def test_a_synthetic_category_with_files_of_somebody_else_is_not_replaced(tmp_pa
         else:
             foreign.symlink_to(tmp_path)
         before = contents(tmp_path)
-        with pytest.raises(PatchGuardError, match=f"{foreign} is not a part of the synthetic"):
+        with pytest.raises(PatchGuardError, match=f"{re.escape(str(foreign))} is not a part of"):
             write_benchmark(tmp_path, **settings, seed=1)  # type: ignore[arg-type]
         assert contents(tmp_path) == before
         foreign.unlink()
