@@ -295,13 +295,13 @@ def test_fit_names_corrupt_files_and_strict_fails(
     tiny_recipe: Recipe,
     tiny_evaluation: EvaluationConfig,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = tmp_path / "disc"
     shutil.copytree(tree, copy)
     (copy / "train/good/007.png").write_bytes(b"nonsense")
     with pytest.raises(PatchGuardError, match=r"007\.png"):
         patchguard.fit(copy, out=tmp_path / "strict", recipe=tiny_recipe, strict=True)
+    reporter = Listening()
     patchguard.fit(
         copy,
         out=tmp_path / "lenient",
@@ -309,8 +309,9 @@ def test_fit_names_corrupt_files_and_strict_fails(
         steps=1,
         twin=False,
         evaluation=tiny_evaluation,
+        reporter=reporter,
     )
-    printed = capsys.readouterr().out
+    printed = "\n".join(reporter.told)
     assert "007.png" in printed
     assert "1 skipped" in printed
 
@@ -327,12 +328,15 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_itself(
 
 
 def test_a_shortfall_of_held_out_normals_is_told_before_training(
-    tree: Path, tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    tree: Path, tmp_path: Path, tiny_recipe: Recipe
 ) -> None:
     absent = replace(tiny_recipe, model=replace(tiny_recipe.model, weights="hub"))
+    reporter = Listening()
     with pytest.raises(PatchGuardError):
-        patchguard.fit(tree, out=tmp_path / "run", recipe=absent, false_alarm_rate=0.01)
-    printed = capsys.readouterr().out
+        patchguard.fit(
+            tree, out=tmp_path / "run", recipe=absent, false_alarm_rate=0.01, reporter=reporter
+        )
+    printed = "\n".join(reporter.told)
     assert re.search(r"can guarantee a false-alarm rate of 0\.\d+ at best; 0\.01 needs 99", printed)
 
 
@@ -350,17 +354,22 @@ def test_a_folder_without_anything_to_resume_is_used_again(
     tmp_path: Path,
     tiny_recipe: Recipe,
     tiny_evaluation: EvaluationConfig,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A start that failed for want of weights leaves a folder; the next start is not refused."""
-    settings = {"out": tmp_path / "run", "twin": False, "evaluation": tiny_evaluation}
+    reporter = Listening()
+    settings = {
+        "out": tmp_path / "run",
+        "twin": False,
+        "evaluation": tiny_evaluation,
+        "reporter": reporter,
+    }
     config = FitConfig(data="elsewhere", recipe=tiny_recipe)
     stale = tmp_path / "run" / "training" / "csv"
     stale.mkdir(parents=True)
     write_config(tmp_path / "run", config, {"varied_by": "nothing"})
     (stale / "from_step_0000500").mkdir()
     patchguard.fit(tree, recipe=tiny_recipe, steps=2, resume=True, **settings)  # type: ignore[arg-type]
-    assert "holds nothing to resume" in capsys.readouterr().out
+    assert any("holds nothing to resume" in line for line in reporter.told)
     assert read_config(tmp_path / "run")[0].recipe.training.steps == 2
     assert not (stale / "from_step_0000500").exists()
 

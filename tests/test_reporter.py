@@ -80,7 +80,6 @@ def test_on_a_terminal_there_is_a_bar_for_each_part(monkeypatch: pytest.MonkeyPa
     def console() -> Console:
         return Console(file=shown, force_terminal=True, width=120)
 
-    monkeypatch.setattr(reporter, "Console", console)
     monkeypatch.setattr("rich.progress.get_console", console)
     with Speaking().progress("tenth") as advance:
         advance("[disc]", 0.25, "  step 3")

@@ -6,19 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from patchguard.files import printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 LINE_EVERY = 60.0
 """Seconds between lines where there is no terminal to draw bars on."""
@@ -64,10 +57,10 @@ class Speaking:
 
     @contextmanager
     def progress(self, every: Interval) -> Iterator[Advance]:
-        if not Console().is_terminal:
+        bars = _Bars()
+        if not bars.shown.console.is_terminal:
             yield _Lines(self, every)
             return
-        bars = _Bars()
         with bars.shown:
             yield bars
 
@@ -76,6 +69,14 @@ class _Bars:
     """A bar for each part of the work, with an estimate."""
 
     def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self.shown = Progress(
             # Not as markup: a name may have brackets.
             TextColumn("{task.description}", markup=False),

@@ -40,6 +40,7 @@ from patchguard.results.files import to_json
 from patchguard.results.run_folder import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.schema import Result, Summary
 from platforms import needs_bytes, needs_links
+from trainings import Listening
 
 
 class Killed(BaseException):
@@ -244,16 +245,17 @@ def test_other_folders_have_one_writer(
 
 
 def test_evaluate_keeps_the_former_results_with_their_date(
-    copy: Path, tree: Path, evaluated: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    copy: Path, tree: Path, evaluated: dict[str, Any]
 ) -> None:
     before = {name: (copy / name).read_bytes() for name in evaluating.RESULTS[:4]}
     os.utime(copy / METRICS, (0, 1_700_000_000))
     evaluated["clean"]["image"]["auroc"] = 0.123
-    patchguard.evaluate(copy, tree)
+    reporter = Listening()
+    patchguard.evaluate(copy, tree, reporter=reporter)
     (kept,) = (copy / "former").iterdir()
     assert kept.name.startswith("2023-11-1")
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-    assert f"the former results are kept in {kept}" in capsys.readouterr().out
+    assert f"the former results are kept in {kept}" in reporter.told
     assert json.loads((copy / METRICS).read_text())["clean"]["image"]["auroc"] == 0.123
     metrics = (copy / METRICS).read_bytes()
     patchguard.evaluate(copy, tree)
@@ -298,19 +300,20 @@ def test_a_resumed_run_is_evaluated_anew_where_its_test_images_or_its_suite_chan
     tree: Path,
     evaluated: dict[str, Any],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def told(data: Path) -> str:
+        """What resuming the run says."""
+        reporter = Listening()
+        patchguard.fit(data, out=copy, resume=True, reporter=reporter)
+        return "\n".join(reporter.told)
+
     data = Path(shutil.copytree(tree, tmp_path / "disc"))
-    patchguard.fit(data, out=copy, resume=True)
-    assert "anew" not in capsys.readouterr().out
+    assert "anew" not in told(data)
     assert (copy / METRICS).read_bytes() == (run / METRICS).read_bytes()
     shutil.copy(data / "train/good/000.png", data / "test/good/000.png")
-    patchguard.fit(data, out=copy, resume=True)
-    printed = capsys.readouterr().out
-    assert f"{copy} is evaluated anew: the test images changed" in printed
+    assert f"{copy} is evaluated anew: the test images changed" in told(data)
     assert list(copy.glob("former/*/metrics.json"))
-    patchguard.fit(data, out=copy, resume=True)
-    assert "anew" not in capsys.readouterr().out
+    assert "anew" not in told(data)
     suite = tmp_path / "tiny.yaml"
     settings, provenance = read_config(copy)
     content = yaml.safe_load(Path(settings.evaluation.suite).read_text())
@@ -319,8 +322,7 @@ def test_a_resumed_run_is_evaluated_anew_where_its_test_images_or_its_suite_chan
     settings.evaluation.suite = str(suite)
     write_config(copy, settings, provenance)
     seal(copy, "config.yaml")
-    patchguard.fit(data, out=copy, resume=True)
-    assert "is evaluated anew: its attacks, its suite changed" in capsys.readouterr().out
+    assert "is evaluated anew: its attacks, its suite changed" in told(data)
 
 
 def test_a_lost_card_is_made_again(
