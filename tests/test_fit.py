@@ -483,7 +483,7 @@ def test_an_empty_mask_is_named(run: Path, tree: Path, tmp_path: Path) -> None:
         (["fit", "no_such_folder"], "no_such_folder"),
         (["fit", "x", "--recipe", "no_such_recipe"], "no_such_recipe"),
         (["fit", "x", "--recipe.data.image_sise", "3"], "image_sise"),
-        (["fit", "x", "--recipe.data.image_size", "big"], "image_size"),
+        (["fit", "x", "--recipe.data.image_size", "big"], "image-size is 'big'"),
         (["fit", "x", "--minutes", "1", "--steps", "2"], "one of"),
         (["fit", "x", "--evaluation.eps", "[2]", "--recipe", "fast"], "eps"),
         (["evaluate", "no_such_run", "x"], "no_such_run"),
