@@ -30,6 +30,7 @@ from patchguard.data import folder as data_folder
 from patchguard.deploy import pipeline
 from patchguard.errors import PatchGuardError
 from patchguard.files import csv_cell, printable
+from patchguard.reporter import Speaking
 from trees import OUTSIDE, Tree
 
 LOCK = ".lock"
@@ -301,7 +302,13 @@ def predict_faults(
     place = Path() if relative else root
     with contextlib.chdir(root):
         done = command(
-            "predict", cli.predict, run=str(run), images=str(place), out=str(out), maps=maps
+            "predict",
+            cli.predict,
+            run=str(run),
+            images=str(place),
+            out=str(out),
+            maps=maps,
+            reporter=Speaking(),
         )
     yield from lines("predict", done, root)
     yield from changes(before, root, root.parent / OUTSIDE, made=out)
@@ -408,7 +415,14 @@ def _pictures(out: Path) -> Iterator[Fault]:
 
 def _second(run: Path, images: Path, out: Path, root: Path) -> Iterator[Fault]:
     before = snapshot(out)
-    done = command("predict", cli.predict, run=str(run), images=str(images), out=str(out))
+    done = command(
+        "predict",
+        cli.predict,
+        run=str(run),
+        images=str(images),
+        out=str(out),
+        reporter=Speaking(),
+    )
     yield from done.faults
     if done.status == 0:
         yield from (
@@ -507,7 +521,14 @@ def anomalies_faults(root: Path, out: Path, recipe: Any) -> Iterator[Fault]:
     """Draw the pseudo-anomalies of a tree."""
     found = contents(root)
     before = snapshot(root, root.parent / OUTSIDE)
-    done = command("anomalies", cli.anomalies, data=str(root), recipe=recipe, out=str(out))
+    done = command(
+        "anomalies",
+        cli.anomalies,
+        data=str(root),
+        recipe=recipe,
+        out=str(out),
+        reporter=Speaking(),
+    )
     yield from lines("anomalies", done, root)
     yield from changes(before, root, root.parent / OUTSIDE, made=out)
     if done.status != 0:

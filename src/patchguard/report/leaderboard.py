@@ -186,7 +186,7 @@ def _group(key: Key, entries: Sequence[Entry]) -> _Group:
                 rank=None if entry.card.unreliable else 1 + standings.index(standing),
                 entry=entry,
                 cells=of_entry,
-                failed=tuple(f"{check.id} {check.name}" for check in entry.card.checks.failures),
+                failed=tuple(f"{check.id} ({check.name})" for check in entry.card.checks.failures),
                 skipped=_skipped(entry.card, norm),
             )
             for entry, of_entry, standing in zip(ranked, cells, standings, strict=True)

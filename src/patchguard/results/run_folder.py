@@ -154,6 +154,8 @@ def verify(folder: Path, name: str) -> None:
         PatchGuardError: the part or the manifest is missing, or they disagree.
     """
     if not (folder / MANIFEST).exists():
+        if not is_begun(folder) and not (folder / CONFIG).exists():
+            raise PatchGuardError(f"{folder} is not a run folder: it has no {MANIFEST}")
         raise PatchGuardError(f"{folder} is unfinished: continue it with fit --resume")
     if not (folder / name).exists():
         raise PatchGuardError(f"{folder / name} is missing; restore it or {_again(name)}")

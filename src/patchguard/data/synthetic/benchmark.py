@@ -9,17 +9,27 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from patchguard.data.synthetic import fabric, plate, tablets
-from patchguard.data.synthetic.canvas import Array, Mask, Rng, captured, draw_lamp, repainted
+from patchguard.data.synthetic.canvas import (
+    Array,
+    Mask,
+    Rng,
+    Scene,
+    captured,
+    draw_lamp,
+    repainted,
+)
+from patchguard.data.synthetic.fabric import FABRIC
+from patchguard.data.synthetic.plate import PLATE
+from patchguard.data.synthetic.tablets import TABLETS
 from patchguard.errors import PatchGuardError
 from patchguard.files import sole_writer, write_whole
 
-_SCENES: dict[str, ModuleType] = {"plate": plate, "fabric": fabric, "tablets": tablets}
+_SCENES: dict[str, Scene[Any]] = {"plate": PLATE, "fabric": FABRIC, "tablets": TABLETS}
 
 CATEGORIES: tuple[str, ...] = tuple(_SCENES)
 
@@ -34,7 +44,7 @@ def defects(category: str) -> tuple[str, ...]:
     Raises:
         PatchGuardError: for a category that is not in `CATEGORIES`.
     """
-    return tuple(_scene(category).DEFECTS)
+    return tuple(_scene(category).defects)
 
 
 def render(category: str, defect: str | None, rng: Rng) -> tuple[Array, Mask]:
@@ -47,8 +57,8 @@ def render(category: str, defect: str | None, rng: Rng) -> tuple[Array, Mask]:
         PatchGuardError: for a category or a defect that does not exist.
     """
     scene = _scene(category)
-    if defect is not None and defect not in scene.DEFECTS:
-        known = ", ".join(scene.DEFECTS)
+    if defect is not None and defect not in scene.defects:
+        known = ", ".join(scene.defects)
         raise PatchGuardError(f"no defect {defect!r} in category {category!r}: choose from {known}")
     seeds = rng.integers(2**63, size=3)
     scene_rng, defect_rng, sensor_rng = (np.random.default_rng(seed) for seed in seeds)
@@ -56,7 +66,7 @@ def render(category: str, defect: str | None, rng: Rng) -> tuple[Array, Mask]:
     image = lamp.shine(scene.surface(part))
     mask = np.zeros(image.shape[:2], bool)
     if defect is not None:
-        defective = lamp.shine(scene.DEFECTS[defect](part, defect_rng))
+        defective = lamp.shine(scene.defects[defect](part, defect_rng))
         mask = repainted(defective, image)
         image = np.where(mask[..., None], defective, image)
     return captured(image, sensor_rng), mask
@@ -96,7 +106,7 @@ def write_benchmark(
     return trees
 
 
-def _scene(category: str) -> ModuleType:
+def _scene(category: str) -> Scene[Any]:
     if category not in _SCENES:
         known = ", ".join(CATEGORIES)
         raise PatchGuardError(f"no synthetic category {category!r}: choose from {known}")

@@ -6,9 +6,10 @@ negative inside, so that edges come out antialiased.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,18 @@ class Surface:
 
     albedo: Array
     height: Array
+
+
+PartT = TypeVar("PartT")
+
+
+@dataclass(frozen=True)
+class Scene(Generic[PartT]):
+    """A category: how a part is drawn at random, what it looks like, whole and with each defect."""
+
+    draw: Callable[[Rng], PartT]
+    surface: Callable[[PartT], Surface]
+    defects: Mapping[str, Callable[[PartT, Rng], Surface]]
 
 
 @dataclass(frozen=True)

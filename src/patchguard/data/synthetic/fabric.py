@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from patchguard.data.synthetic import canvas
-from patchguard.data.synthetic.canvas import Array, Pose, Rng, Surface
+from patchguard.data.synthetic.canvas import Array, Pose, Rng, Scene, Surface
 
 _PITCH = 9.0
 _THREADS = 64
@@ -186,11 +185,15 @@ def hole(part: _Part, rng: Rng) -> Surface:
     return Surface(cloth.albedo, np.where(no_warp & no_weft, canvas.f32(0.3), cloth.height))
 
 
-FABRIC_DEFECTS: dict[str, Callable[[_Part, Rng], Surface]] = {
-    "hole": hole,
-    "knot": knot,
-    "missing_thread": missing_thread,
-    "misweave": misweave,
-    "stain": stain,
-    "wrong_thread": wrong_thread,
-}
+FABRIC = Scene(
+    draw_fabric,
+    _surface,
+    {
+        "hole": hole,
+        "knot": knot,
+        "missing_thread": missing_thread,
+        "misweave": misweave,
+        "stain": stain,
+        "wrong_thread": wrong_thread,
+    },
+)

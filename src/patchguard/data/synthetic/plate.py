@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from patchguard.data.synthetic import canvas
-from patchguard.data.synthetic.canvas import Array, Pose, Rng, Surface
+from patchguard.data.synthetic.canvas import Array, Pose, Rng, Scene, Surface
 
 _HALF = (92.0, 68.0)
 _CORNER_RADIUS = 9.0
@@ -203,12 +202,16 @@ def bent_corner(part: _Part, rng: Rng) -> Surface:
     )
 
 
-PLATE_DEFECTS: dict[str, Callable[[_Part, Rng], Surface]] = {
-    "bent_corner": bent_corner,
-    "burr": burr,
-    "dent": dent,
-    "missing_hole": missing_hole,
-    "oval_hole": oval_hole,
-    "rust": rust,
-    "scratch": scratch,
-}
+PLATE = Scene(
+    draw_plate,
+    _surface,
+    {
+        "bent_corner": bent_corner,
+        "burr": burr,
+        "dent": dent,
+        "missing_hole": missing_hole,
+        "oval_hole": oval_hole,
+        "rust": rust,
+        "scratch": scratch,
+    },
+)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from patchguard.data.synthetic import canvas
-from patchguard.data.synthetic.canvas import Array, Pose, Rng, Surface
+from patchguard.data.synthetic.canvas import Array, Pose, Rng, Scene, Surface
 
 _HALF = (98.0, 54.0)
 _COAT = (0.86, 0.82, 0.76)
@@ -197,11 +196,15 @@ def fibre(part: _Part, rng: Rng) -> Surface:
     return Surface(albedo, base.height)
 
 
-TABLET_DEFECTS: dict[str, Callable[[_Part, Rng], Surface]] = {
-    "chip": chip,
-    "crack": crack,
-    "fibre": fibre,
-    "missing_print": missing_print,
-    "spot": spot,
-    "wrong_print": wrong_print,
-}
+TABLETS = Scene(
+    draw_tablets,
+    _surface,
+    {
+        "chip": chip,
+        "crack": crack,
+        "fibre": fibre,
+        "missing_print": missing_print,
+        "spot": spot,
+        "wrong_print": wrong_print,
+    },
+)
