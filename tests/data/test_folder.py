@@ -141,7 +141,9 @@ def test_an_image_with_a_corrupt_mask_is_skipped(tree):
     mask = tree / "ground_truth/crack/001_mask.png"
     mask.write_bytes(b"")
     folder = scan(tree)
-    assert [path for path, _ in folder.skipped] == [mask]
+    ((path, reason),) = folder.skipped
+    assert path == mask
+    assert reason.endswith("; left out with it: test/crack/001.png")
     assert len(folder.test) == 4
     with pytest.raises(PatchGuardError) as error:
         scan(tree, strict=True)

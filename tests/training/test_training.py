@@ -578,7 +578,7 @@ def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
         (TrainingConfig, {"epochs": float("inf")}, r"training\.epochs is inf"),
         (TrainingConfig, {"awp": float("nan")}, r"training\.awp is nan"),
         (TrainingConfig, {"lr_final": 7.0}, r"training\.lr_final is 7\.0"),
-        (TrainingConfig, {"attention": {2: -1.0}}, r"training\.attention\.2 is -1\.0"),
+        (TrainingConfig, {"attention": {2: -1.0}}, r"training\.attention is \{2: -1\.0\}"),
         (TrainingConfig, {"gradient_clip": -1.0}, r"training\.gradient_clip is -1\.0"),
         (TrainingConfig, {"weight_decay": -1.0}, r"training\.weight_decay is -1\.0"),
         (TrainingConfig, {"anomalous_weight": -1.0}, r"training\.anomalous_weight is -1\.0"),

@@ -103,7 +103,7 @@ def scan(
     is_tree = any((root / part).is_dir() for part in _TREE_PARTS)
     train = _training_files(root, listing) if is_tree else _plain(root, listing)
     read_scale = math.inf if full_scale == "auto" else full_scale
-    reading = _Reading(strict, minimum_side, read_scale, list(listing.faults))
+    reading = _Reading(root, strict, minimum_side, read_scale, list(listing.faults))
     normals = reading.read(_samples(train, reading))
     if not normals:
         path, reason = reading.faults[len(listing.faults)]
@@ -141,7 +141,7 @@ def scan_test(
         raise PatchGuardError(f"{root}: no folder 'test' with the labelled images")
     parts = [list_folder(root / part) for part in _TREE_PARTS - {"train"} if (root / part).is_dir()]
     listing = _joined(parts)
-    reading = _Reading(strict, minimum_side, full_scale, list(listing.faults))
+    reading = _Reading(root, strict, minimum_side, full_scale, list(listing.faults))
     tested = reading.read(_test_samples(root, listing, reading))
     return ImageFolder(
         root,
@@ -187,9 +187,10 @@ def _without_images(test: Path, faults: Sequence[Fault]) -> PatchGuardError:
 
 
 class _Reading:
-    """Decodes samples; what cannot be used is left out and remembered.
+    """Decodes samples; what cannot be used is left out and remembered, with what belongs to it.
 
     Args:
+        root: of the data set.
         strict: raise instead.
         minimum_side: least height and width in pixels.
         full_scale: of images of more than 8 bits.
@@ -197,8 +198,14 @@ class _Reading:
     """
 
     def __init__(
-        self, strict: bool, minimum_side: int, full_scale: float | None, faults: list[Fault]
+        self,
+        root: Path,
+        strict: bool,
+        minimum_side: int,
+        full_scale: float | None,
+        faults: list[Fault],
     ) -> None:
+        self.root = root
         self.strict = strict
         self.minimum_side = minimum_side
         self.full_scale = full_scale
@@ -206,17 +213,21 @@ class _Reading:
         for fault in faults:
             self.skip(fault)
 
-    def skip(self, fault: Fault) -> None:
+    def skip(self, fault: Fault, others: Iterable[Path] = ()) -> None:
+        """Leave a file out, and others with it."""
+        path, reason = fault
         if self.strict:
-            raise PatchGuardError(f"{fault[0]}: {fault[1]}")
-        self.faults.append(fault)
+            raise PatchGuardError(f"{path}: {reason}")
+        below = [printable(other.relative_to(self.root)) for other in others if other != path]
+        left = f"; left out with it: {', '.join(below)}" if below else ""
+        self.faults.append((path, f"{reason}{left}"))
 
-    def sources(self, path: Path) -> tuple[ImageSource, ...]:
-        """The images of a file; none when it cannot be read."""
+    def sources(self, path: Path, others: Iterable[Path] = ()) -> tuple[ImageSource, ...]:
+        """The images of a file; none when it cannot be read, and others are left out with it."""
         try:
             return sources_in(path, self.full_scale)
         except PatchGuardError as error:
-            self.skip((path, _reason(error, path)))
+            self.skip((path, _reason(error, path)), others)
             return ()
 
     def read(self, samples: Sequence[Sample]) -> list[tuple[Sample, Facts]]:
@@ -229,7 +240,7 @@ class _Reading:
                 if isinstance(outcome, Facts):
                     readable.append((sample, outcome))
                 else:
-                    self.skip(outcome)
+                    self.skip(outcome, [sample.path, *(mask.path for mask in sample.masks)])
         return readable
 
 
@@ -334,8 +345,8 @@ def _with_masks(
 
     None where one of the files cannot be read.
     """
-    pages = reading.sources(path)
-    of_masks = [reading.sources(mask) for mask in masks]
+    pages = reading.sources(path, masks)
+    of_masks = [reading.sources(mask, [path]) for mask in masks] if pages else []
     if not pages or not all(of_masks):
         return []
     for mask, found in zip(masks, of_masks, strict=True):
