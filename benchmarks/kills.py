@@ -262,9 +262,17 @@ def figures(folder: Path, runs: tuple[str, ...]) -> dict[str, Any]:
         values["protocol"].pop("seconds")
         found[f"{run} metrics"] = values
     if (folder / "out").exists():
-        found["rows"] = rows(folder)
-        found["json"] = json.loads((folder / "out/scores.json").read_text())
+        found["rows"] = [[_rounded(cell) for cell in row] for row in rows(folder)]
+        found["json"] = json.loads((folder / "out/scores.json").read_text(), parse_float=_rounded)
     return found
+
+
+def _rounded(cell: str) -> str:
+    """A score up to what other images in its batch may change: the last digits."""
+    try:
+        return f"{float(cell):.4f}"
+    except ValueError:
+        return cell
 
 
 def rows(folder: Path) -> list[list[str]]:
@@ -373,7 +381,7 @@ class Trial:
                 self.look_at_run(folder, run, moment)
         for path in (folder / "out").glob("*.json"):
             try:
-                done = json.loads(path.read_text())
+                done = json.loads(path.read_text(), parse_float=_rounded)
             except ValueError as error:
                 self.fault(f"{path.name} is cut short", f"{moment} {error}")
             else:
