@@ -168,18 +168,14 @@ def _category(end: Path, linked: bool) -> str:
 
 
 def pages(path: Path) -> int:
-    """Pages of a TIFF file that all can be read; 1 for everything else."""
+    """Pages that a TIFF file tells of, whether or not they can be read; 1 for everything else."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=["TIFF"]) as image:
-                count = getattr(image, "n_frames", 1)
-                for number in range(count):
-                    image.seek(number)
-                    image.load()
-                return count
+                return int(getattr(image, "n_frames", 1))
     except Exception:
         return 1
 
