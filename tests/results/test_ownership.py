@@ -39,6 +39,7 @@ from patchguard.results.card import CardDetector, headline, robustness_card
 from patchguard.results.files import to_json
 from patchguard.results.run_folder import METRICS, is_sealed, read_config, seal, write_config
 from patchguard.results.schema import Result, Summary
+from patchguard.training.prepare import PreparedImages
 from platforms import needs_bytes, needs_links
 from trainings import Listening
 
@@ -392,6 +393,15 @@ def test_a_fit_that_is_killed_before_any_file_takes_its_place_is_continued(
     """At every one of them in turn, the same command with --resume goes on from there."""
     out = tmp_path / "run"
     killed: set[tuple[Path, int]] = set()
+    prepare = fitting.prepared
+    prepared: list[PreparedImages] = []
+
+    def prepared_once(*arguments: Any) -> PreparedImages:
+        if not prepared:
+            prepared.append(prepare(*arguments))
+        return prepared[0]
+
+    monkeypatch.setattr(fitting, "prepared", prepared_once)
 
     def first_time(partial: Path, target: Path) -> bool:
         key = (target, partial.stat().st_size)
