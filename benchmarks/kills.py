@@ -249,7 +249,15 @@ def kept_work(folder: Path) -> dict[str, tuple[str, int]]:
     found = content(folder, (".npy", ".safetensors"))
     # The worst so far is written anew after every attack; maps of predictions go with their rows.
     passing = re.compile(r"out/|.*/worst/")
-    return {name: state for name, state in found.items() if not passing.match(name)}
+    kept = {name: state for name, state in found.items() if not passing.match(name)}
+    # The scores of a batch are written last: without them it is not finished.
+    parts = re.compile(r"(.*/)(?:images|largest|maps)\.npy")
+    whole = {name: parts.fullmatch(name) for name in kept}
+    return {
+        name: kept[name]
+        for name, part in whole.items()
+        if part is None or f"{part[1]}scores.npy" in kept
+    }
 
 
 def figures(folder: Path, runs: tuple[str, ...]) -> dict[str, Any]:
