@@ -14,11 +14,11 @@ from patchguard.config import (
     VariationConfig,
     load_recipe,
 )
-from patchguard.data.images import write_png
 from patchguard.pipelines import fit as fitting
 from patchguard.reporter import Silent
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
+from pictures import write_png
 
 SELF_CHECKS = frozenset(["S1", "S28", "S30"])
 """Those that attack nothing."""

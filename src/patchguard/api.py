@@ -374,7 +374,7 @@ def predict(
         PatchGuardError: no images, a run folder that is unfinished or damaged, or an ``out`` that
             holds something else.
     """
-    from patchguard.data.listing import named
+    from patchguard.data.listing import others_told
     from patchguard.deploy.pipeline import load_pipeline
     from patchguard.deploy.predict import find_inputs, write_predictions
     from patchguard.deploy.prediction_folder import PredictionFolder
@@ -398,9 +398,8 @@ def predict(
             tell(f"{path} was changed since it was written and is left where it is")
         if folder.rows:
             tell(f"{len(folder.rows)} images are done already")
-        if inputs.listing.others:
-            told = named(inputs.listing.others, inputs.root)
-            tell(f"{len(inputs.listing.others)} files of other types are not read: {told}")
+        for line in others_told(inputs.listing, inputs.root):
+            tell(line)
         return write_predictions(pipeline, inputs, folder, maps=maps, each=each)
 
 

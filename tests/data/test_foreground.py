@@ -22,9 +22,10 @@ from patchguard.data.foreground import (
 )
 from patchguard.data.foreground.border import border_mask
 from patchguard.data.foreground.saliency import mass_threshold
-from patchguard.data.images import ImageSource, Pixels, read_image, read_mask, write_png
+from patchguard.data.images import ImageSource, Pixels, read_image, read_mask
 from patchguard.data.synthetic import benchmark
 from patchguard.errors import PatchGuardError
+from pictures import write_png
 
 DATA = Path(os.environ.get("PATCHGUARD_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 SIZE = 200

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from patchguard.data.images import read_image, read_mask, resize_image, resize_map, write_png
+from patchguard.data.images import read_image, read_mask, resize_image, resize_map
 from patchguard.errors import PatchGuardError
+from pictures import write_png
 
 GREY8 = np.arange(20 * 12, dtype=np.uint8).reshape(12, 20)
 RGB8 = np.stack([GREY8, GREY8[::-1], GREY8[:, ::-1]], axis=2)

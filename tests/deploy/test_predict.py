@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -109,6 +110,27 @@ def test_a_stopped_prediction_goes_on_from_what_is_done(
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     with pytest.raises(PatchGuardError, match="finished"):
         patchguard.predict(run, images, out=out)
+
+
+def test_a_prediction_that_is_stopped_twice_lists_what_both_found(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, made = tmp_path / "out", []
+    monkeypatch.setattr(predict, "BATCH_SIZE", 1)
+
+    def stop_at(count: int) -> Callable[[Prediction], None]:
+        def stop(found: Prediction) -> None:
+            made.append(found)
+            if len(made) == count:
+                raise KeyboardInterrupt
+
+        return stop
+
+    for count, listed in ((4, 4), (5, 4)):
+        with pytest.raises(KeyboardInterrupt):
+            patchguard.predict(run, images, out=out, each=stop_at(count))
+        assert len(json.loads((out / "scores.json").read_text())) == listed
+        assert len(rows(out)) == listed
 
 
 def test_a_changed_image_is_judged_again(

@@ -44,9 +44,14 @@ from patchguard.training.module import (
     images_of,
     inner_attack,
 )
-from patchguard.training.resume import ResumeFile, saved_step
+from patchguard.training.resume import ResumeFile, read_state
 from patchguard.training.train import total_steps, train
 from trainings import MODEL, VARIED, dataset, settings
+
+
+def saved_step(path: Path) -> int:
+    state = read_state(path)
+    return state["training"]["step"] if state else 0
 
 
 def trained(data: TrainingImages, config: TrainingConfig, seed: int, folder: Path) -> PatchGuard:

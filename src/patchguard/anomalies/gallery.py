@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from scipy import ndimage
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.arrays import FloatArray
 from patchguard.config import DataConfig
+from patchguard.data.images import eight_bit
 from patchguard.data.variation import varied
 from patchguard.errors import PatchGuardError
-from patchguard.files import write_whole
+from patchguard.files import whole_file
 
 GALLERY_MARK = b"Software\0PatchGuard"
 """What every file of a gallery says near its start."""
@@ -72,12 +72,10 @@ def write_gallery(path: Path, grid: FloatArray) -> None:
     Raises:
         PatchGuardError: it cannot be written.
     """
-    text, file = PngInfo(), io.BytesIO()
+    text = PngInfo()
     text.add_text("Software", "PatchGuard")
-    Image.fromarray(np.rint(np.clip(grid, 0, 1) * 255).astype(np.uint8)).save(
-        file, format="PNG", pnginfo=text
-    )
-    write_whole(path, file.getvalue())
+    with whole_file(path) as partial:
+        Image.fromarray(eight_bit(grid)).save(partial, format="PNG", pnginfo=text)
 
 
 def outlined(

@@ -14,7 +14,14 @@ from typing import Literal
 
 from patchguard.data.census import Facts, deep_range, remarks, without_copies
 from patchguard.data.images import ImageSource, read_mask, read_pixels, sources_in
-from patchguard.data.listing import Fault, Listing, list_folder, list_images, named
+from patchguard.data.listing import (
+    Fault,
+    Listing,
+    list_folder,
+    list_images,
+    named,
+    others_told,
+)
 from patchguard.data.masks import masks_by_image
 from patchguard.data.samples import GOOD, Sample, union_of
 from patchguard.data.split import grouped
@@ -148,7 +155,7 @@ def scan_test(
         (),
         tuple(sample for sample, _ in tested),
         tuple(reading.faults),
-        (*_others(root, listing), *remarks([], tested, full_scale)),
+        (*others_told(listing, root), *remarks([], tested, full_scale)),
         full_scale,
     )
 
@@ -375,13 +382,7 @@ def _unread(root: Path, listing: Listing, train: Sequence[Path], is_tree: bool) 
             else "in subfolders, as there are images directly in the folder"
         )
         yield f"{len(left)} images {where} are not read: {named(left, root)}"
-    yield from _others(root, listing)
-
-
-def _others(root: Path, listing: Listing) -> Iterator[str]:
-    if listing.others:
-        told = named(listing.others, root)
-        yield f"{len(listing.others)} files of other types are not read: {told}"
+    yield from others_told(listing, root)
 
 
 def _joined(parts: Sequence[Listing]) -> Listing:

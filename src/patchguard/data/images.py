@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from patchguard.arrays import BoolArray, FloatArray
 from patchguard.errors import PatchGuardError
-from patchguard.files import printable, whole_file
+from patchguard.files import printable
 
 SUFFIXES = frozenset(
     (
@@ -288,19 +288,6 @@ def resize_map(anomaly_map: FloatArray, shape: tuple[int, int]) -> FloatArray:
     to the resolution of the ground truth; ground truth itself is never resized.
     """
     return _resize(anomaly_map, shape)
-
-
-def write_png(path: Path, array: FloatArray | BoolArray) -> None:
-    """Write an 8-bit PNG, whole or not at all.
-
-    Args:
-        array: float `[H, W, 3]` or `[H, W]` in [0, 1] (clipped), or a bool mask `[H, W]`.
-
-    Raises:
-        PatchGuardError: the file cannot be written.
-    """
-    with whole_file(path) as partial:
-        save_png(partial, eight_bit(array))
 
 
 def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:

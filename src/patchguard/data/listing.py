@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,13 @@ def list_folder(folder: Path) -> Listing:
     return Listing(_sorted(images), _sorted(others), tuple(faults))
 
 
+def others_told(listing: Listing, root: Path) -> Iterator[str]:
+    """A line on the files of other types, where there are any."""
+    if listing.others:
+        told = named(listing.others, root)
+        yield f"{len(listing.others)} files of other types are not read: {told}"
+
+
 def named(paths: Sequence[Path], root: Path) -> str:
     """The first few of many files, and how many more there are."""
     below = absolute(root)
@@ -92,16 +99,16 @@ def _entries(
         return []
     folders = []
     for path in (folder / name for name in names if not name.startswith(".")):
-        real = os.path.realpath(path)
-        if not _is_folder(path):
-            if _exists(path):
-                files.append(path)
+        if _is_folder(path):
+            real = os.path.realpath(path)
+            if real in above:
+                faults.append((path, "a link back to a folder above it; it is not followed"))
             else:
-                faults.append((path, "a link that leads nowhere; mend or remove it"))
-        elif real in above:
-            faults.append((path, "a link back to a folder above it; it is not followed"))
+                folders.append((path, (*above, real)))
+        elif _exists(path):
+            files.append(path)
         else:
-            folders.append((path, (*above, real)))
+            faults.append((path, "a link that leads nowhere; mend or remove it"))
     return folders
 
 

@@ -91,7 +91,6 @@ def write_predictions(
         each: called with each prediction as it is made.
     """
     done: list[Prediction] = []
-    kept = set()
 
     def add(prediction: Prediction) -> None:
         done.append(prediction)
@@ -102,19 +101,21 @@ def write_predictions(
             add(Prediction(printable(path), error=printable(reason)))
         for batch in _batches(pipeline, inputs.listing.images, out):
             for source, found in _judged(pipeline, batch):
-                if isinstance(found, Prediction):
-                    kept.add(found)
-                    add(found)
-                    continue
-                prediction = _written(pipeline, source, found, inputs.root, out, maps=maps)
-                out.add(source, prediction)
-                add(prediction)
-        gone = [row for row in out.rows if row not in kept]
-        out.finish([*gone, *done])
+                if not isinstance(found, Prediction):
+                    found = _written(pipeline, source, found, inputs.root, out, maps=maps)
+                    out.add(source, found)
+                add(found)
+        out.finish(_with_former(out, done))
     except BaseException:
-        out.write_rows(done)
+        out.write_rows(_with_former(out, done))
         raise
     return done
+
+
+def _with_former(out: PredictionFolder, done: Sequence[Prediction]) -> list[Prediction]:
+    """What is done, and before it the rows that were finished earlier and not met this time."""
+    met = set(done)
+    return [*(row for row in out.rows if row not in met), *done]
 
 
 class _Seen(NamedTuple):

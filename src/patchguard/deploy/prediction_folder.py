@@ -94,9 +94,9 @@ class PredictionFolder:
         else:
             self._take_up(lines)
         try:
+            if not lines:  # whole, so that a kill leaves no journal that says nothing
+                write_whole(self.folder / JOURNAL, json.dumps(self._purpose))
             self._journal = self._appending(JOURNAL)
-            if not lines:
-                self._note(self._purpose)
             write_whole(self.folder / TABLE, _table(self._done.values()))
             self._table = self._appending(TABLE)
         except OSError as error:
@@ -152,8 +152,10 @@ class PredictionFolder:
             PatchGuardError: the table cannot be written.
         """
         try:
-            if not prediction.error:
-                self._note({"row": asdict(prediction), "key": _key(source)})
+            key = _key(source)
+            if not prediction.error and key is not None:
+                self._note({"row": asdict(prediction), "key": key})
+                self._done[key] = prediction
             _writer(self._table).writerow(_cells(prediction))
             self._table.flush()
         except OSError as error:
@@ -180,7 +182,7 @@ class PredictionFolder:
 
     def _note(self, line: dict[str, Any]) -> None:
         # On a line of its own, also where a kill cut the last one short.
-        self._journal.write(("\n" if self._journal.tell() else "") + json.dumps(line))
+        self._journal.write("\n" + json.dumps(line))
         self._journal.flush()
 
     def _refuse_foreign(self) -> None:

@@ -97,13 +97,3 @@ def read_state(path: Path) -> dict[str, Any] | None:
             "to start again"
         )
     return state
-
-
-def saved_step(path: Path) -> int:
-    """The optimiser steps that a resume file has behind it; 0 when there is none.
-
-    Raises:
-        PatchGuardError: see :func:`read_state`.
-    """
-    state = read_state(path)
-    return state["training"]["step"] if state else 0

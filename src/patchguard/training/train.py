@@ -101,7 +101,9 @@ def train(
     with heeding_stops() as stop:
         loop.run(loader, stop)
     if stop.asked:
-        raise Interrupted(f"stopped at step {training.step}; add --resume to continue")
+        raise Interrupted(
+            f"stopped at step {training.step}; give the command again to go on (fit: add --resume)"
+        )
     return Trained(
         training.detector.cpu(),
         training.elapsed,
