@@ -34,6 +34,7 @@ ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "fi
 AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 AnomalyBlend = Literal["opaque", "soft", "transparent"]
+View = Literal["windows", "whole"]
 Axis = Literal["vertical", "horizontal"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 """In the order of an image's dimensions."""
@@ -137,7 +138,9 @@ class DataConfig(Settings, section="data"):
     """How images become training batches.
 
     Args:
-        image_size: side in pixels of the square the detector sees.
+        resolution: longer side in pixels of the images that the detector sees, aspect ratio kept;
+            ``native`` for that of the training images, ``auto`` for as much of that as the
+            machine can work on. With the whole as the only view, the window is all it sees.
         foreground: how the foreground is found.
         anomalies: how pseudo-anomalies are made.
         flips: of the training images, each half of the time: ``vertical`` (upside down) and
@@ -147,15 +150,20 @@ class DataConfig(Settings, section="data"):
             other one, as a multiple of how far they are from it unchanged, so 1 or more. A flip
             that takes them further is left out, movement and light are weakened until they do not.
             0 takes all as it is. See :mod:`patchguard.data.likeness`.
+        wholes: share of the training examples that show the whole, squeezed into a window.
+        anywhere: share of the windows of training that lie anywhere; the others show a part of
+            the foreground.
         workers: processes that prepare batches; when absent 1 on a CPU, up to 8 with a GPU.
     """
 
-    image_size: Annotated[int, Ge(16)] = 112
+    resolution: Annotated[int, Ge(16)] | Literal["auto", "native"] = "auto"
     foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
     anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
     flips: list[Axis] = field(default_factory=lambda: list(AXES))
     variation: VariationConfig = field(default_factory=VariationConfig)
     stray: NotNegative = 0.0
+    wholes: Proportion = 0.25
+    anywhere: Proportion = 0.2
     workers: Natural | None = None
 
     def __post_init__(self) -> None:
@@ -180,7 +188,12 @@ class ModelConfig(Settings, section="model"):
         dropout: dropout of the discriminator block.
         position_std: standard deviation of the position code that is added to the tokens before
             the discriminator block, at the start of training; 1 as published.
-        top_k: the image score is the mean of this many largest patch logits.
+        window: side in pixels of the square windows that the network looks at.
+        stride: most between the beginnings of neighbouring windows, as a fraction of a window.
+        views: ``windows`` that cover the image at its resolution, the ``whole`` squeezed into one
+            window, or both, the finer one first.
+        top: the image score is the mean of this share of the patch logits, the largest, at least
+            one; of several shares the one is taken that suits the images, for each view.
         blur_sigma: standard deviation in pixels of the Gaussian that smooths the map.
         blur_radius: radius in pixels at which that Gaussian is cut.
     """
@@ -191,7 +204,12 @@ class ModelConfig(Settings, section="model"):
     hidden: Count = 512
     dropout: BelowOne = 0.2
     position_std: NotNegative = 1.0
-    top_k: Count = 3
+    window: Annotated[int, Ge(16)] = 112
+    stride: Share = 0.6
+    views: Annotated[list[View], MinLen(1)] = field(default_factory=lambda: ["windows", "whole"])
+    top: Annotated[list[Proportion], MinLen(1)] = field(
+        default_factory=lambda: [0.02, 0.0, 0.01, 0.05]
+    )
     blur_sigma: Positive = 3.0
     blur_radius: Natural = 7
 

@@ -6,8 +6,9 @@ blending, sizes relative to the foreground, the contrast floor, plain copies and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,7 @@ from patchguard.anomalies.distortions import bilinear, distort, shade
 from patchguard.anomalies.noise import perlin
 from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import AnomalyBlend, AnomalyConfig, AnomalyShape
-
-_Values = TypeVar("_Values", bound=np.generic)
+from patchguard.data.windows import Box
 
 # Shorter sides give a patch too few pixels to distort.
 _MIN_SIDE = 4
@@ -31,7 +31,11 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def make_pseudo_anomaly(
-    image: FloatArray, foreground: BoolArray, rng: np.random.Generator, config: AnomalyConfig
+    image: FloatArray,
+    foreground: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+    sides: tuple[float, float] | None = None,
 ) -> tuple[FloatArray, BoolArray]:
     """Paste up to `config.count_max` patches onto the foreground of `image`.
 
@@ -42,6 +46,8 @@ def make_pseudo_anomaly(
         foreground: `[H, W]`; patches stay inside :func:`usable_foreground` of it.
         rng: sole source of randomness.
         config: kinds, sizes, outlines, blending, number and least contrast of the patches.
+        sides: shortest and longest side of a patch in pixels, see :func:`sides_on`; those that
+            the foreground gives when absent.
 
     Returns:
         Pseudo-anomaly float32 `[H, W, 3]` in [0, 1], equal to `image` outside the mask; and the
@@ -49,13 +55,14 @@ def make_pseudo_anomaly(
     """
     foreground = usable_foreground(foreground)
     sums = _integral(foreground)
+    sides = sides or sides_on(int(sums[-1, -1]), config)
     anomaly = image.copy()
     mask = np.zeros(foreground.shape, dtype=bool)
     for _ in range(rng.integers(1, config.count_max + 1)):
         free = foreground & ~mask
         if not free.any():
             break
-        patch = _visible_patch(image, sums, free, rng, config)
+        patch = _visible_patch(image, sums, free, sides, rng, config)
         anomaly[patch.rows, patch.cols] = patch.colours
         mask[patch.rows, patch.cols] = True
     return anomaly, mask
@@ -90,20 +97,11 @@ class _Patch(NamedTuple):
     colours: FloatArray
 
 
-class _Box(NamedTuple):
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, image: NDArray[_Values]) -> NDArray[_Values]:
-        return image[self.top : self.top + self.height, self.left : self.left + self.width]
-
-
 def _visible_patch(
     image: FloatArray,
     sums: NDArray[np.int32],
     free: BoolArray,
+    sides: tuple[float, float],
     rng: np.random.Generator,
     config: AnomalyConfig,
 ) -> _Patch:
@@ -113,13 +111,13 @@ def _visible_patch(
         image: normal image `[H, W, 3]`.
         sums: integral of the foreground, where sources lie.
         free: foreground `[H, W]` without earlier patches, where targets lie; not empty.
+        sides: shortest and longest side in pixels.
         rng: source of randomness.
         config: how patches are made.
     """
     free_sums = _integral(free)
-    scale = np.sqrt(sums[-1, -1])
     for _ in range(_ATTEMPTS):
-        target = _place(free_sums, *_draw_sides(scale, rng, config), rng)
+        target = _place(free_sums, *_draw_sides(*sides, rng), rng)
         if config.removals and rng.random() < config.removals:
             patch = _removal(image, target, free, config.contrast_floor)
         else:
@@ -130,9 +128,24 @@ def _visible_patch(
     return _shaded_patch(image, target, config.contrast_floor)
 
 
-def _draw_sides(scale: float, rng: np.random.Generator, config: AnomalyConfig) -> tuple[int, int]:
+def sides_on(
+    foreground: int, config: AnomalyConfig, window: int | None = None
+) -> tuple[float, float]:
+    """Shortest and longest side in pixels of what is pasted onto a foreground.
+
+    Args:
+        foreground: its area in pixels.
+        config: the sides, relative to the foreground.
+        window: side in pixels of the windows in which the image is seen: what counts as small is
+            then small beside a window too, and nothing is larger than one.
+    """
+    scale = math.sqrt(foreground)
+    small, large = (scale, scale) if window is None else (min(scale, window), min(scale, 2 * window))
+    return max(config.side_min * small, _MIN_SIDE), max(config.side_max * large, _MIN_SIDE)
+
+
+def _draw_sides(low: float, high: float, rng: np.random.Generator) -> tuple[int, int]:
     """Height and width, log-uniform and independent."""
-    low, high = np.maximum(np.array([config.side_min, config.side_max]) * scale, _MIN_SIDE)
     height, width = np.exp(rng.uniform(np.log(low), np.log(high), 2)).round().astype(int)
     return int(height), int(width)
 
@@ -145,7 +158,7 @@ def _integral(mask: BoolArray) -> NDArray[np.int32]:
     return sums
 
 
-def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Generator) -> _Box:
+def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Generator) -> Box:
     """Draw a rectangle wholly on the mask that `sums` integrates, smaller where none fits."""
     height, width = min(height, sums.shape[0] - 1), min(width, sums.shape[1] - 1)
     while True:
@@ -154,14 +167,14 @@ def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Gene
         corners = np.flatnonzero(covered == height * width)
         if len(corners):
             top, left = divmod(int(corners[rng.integers(len(corners))]), covered.shape[1])
-            return _Box(top, left, height, width)
+            return Box(top, left, height, width)
         height, width = max(1, int(height * 0.8)), max(1, int(width * 0.8))
 
 
 def _draw_patch(
     image: FloatArray,
-    source: _Box,
-    target: _Box,
+    source: Box,
+    target: Box,
     free: BoolArray,
     rng: np.random.Generator,
     config: AnomalyConfig,
@@ -195,7 +208,7 @@ def _draw_patch(
     return _Patch(row, col, np.clip(below + weight * (colours - below), 0, 1))
 
 
-def _removal(image: FloatArray, target: _Box, free: BoolArray, floor: float) -> _Patch:
+def _removal(image: FloatArray, target: Box, free: BoolArray, floor: float) -> _Patch:
     """Paint the target over with the colour around it; the patch is what this changes.
 
     Empty where there is nothing, or next to nothing, to take away.
@@ -212,7 +225,7 @@ def _removal(image: FloatArray, target: _Box, free: BoolArray, floor: float) -> 
 
 
 def _rotated_extent(
-    box: _Box, angle: float, shape: tuple[int, ...]
+    box: Box, angle: float, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the image that the rotated box can touch."""
     sin, cos = abs(np.sin(angle)), abs(np.cos(angle))
@@ -229,7 +242,7 @@ def _rotated_extent(
 
 
 def _unrotated(
-    box: _Box, rows: NDArray[np.intp], cols: NDArray[np.intp], angle: float
+    box: Box, rows: NDArray[np.intp], cols: NDArray[np.intp], angle: float
 ) -> tuple[FloatArray, FloatArray]:
     """Pixel offsets `[len(rows), len(cols)]` from the box's centre in its own axes."""
     row = (rows - (box.top + (box.height - 1) / 2)).astype(np.float32)[:, None]
@@ -308,7 +321,7 @@ def _visible(image: FloatArray, patch: _Patch, floor: float) -> bool:
     return len(change) > 0 and float(np.minimum(change, 2 * floor).mean()) >= floor
 
 
-def _shaded_patch(image: FloatArray, target: _Box, floor: float) -> _Patch:
+def _shaded_patch(image: FloatArray, target: Box, floor: float) -> _Patch:
     """The target's own texture, brighter where it is dark and darker where it is bright.
 
     Moving a patch by `s` away from the nearer bound changes it by at least `s / 2` on average

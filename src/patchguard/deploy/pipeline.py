@@ -90,7 +90,7 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
     model = verified_model(run)
     verify(run, CALIBRATION)
     return Pipeline(
-        Preprocessor(model.preprocessing.image_size, model.preprocessing.full_scale),
+        Preprocessor(model.preprocessing.shape, model.preprocessing.full_scale),
         load_unverified(run, model).to(device),
         Calibration.from_json(run / CALIBRATION),
     )

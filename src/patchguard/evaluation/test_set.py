@@ -68,13 +68,13 @@ class TestSet:
 
     def coverage(self) -> Tensor:
         """Anomalous fraction of each pixel at the detector's size, [N, S, S]; 0 without masks."""
-        size = self.images.shape[-1]
+        size = tuple(self.images.shape[-2:])
         if self.masks is None:
-            return torch.zeros(len(self.names), size, size)
+            return torch.zeros(len(self.names), *size)
         return torch.stack([_area_average(mask, size) for mask in self.masks])
 
 
-def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> TestSet:
+def labelled_images(samples: Sequence[Sample], shape: tuple[int, int], with_masks: bool) -> TestSet:
     """The test images of a folder, resized to the detector; masks stay as they are.
 
     Raises:
@@ -86,7 +86,7 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
         for source in (sample.source, *(sample.masks if with_masks else ())):
             content.update(source.path.read_bytes())
         pixels = read_pixels(sample.source)
-        images.append(to_tensor(pixels.resized(size)))
+        images.append(to_tensor(pixels.resized(shape)))
         if with_masks:
             masks.append(defect_mask(sample) if sample.masks else np.zeros(pixels.shape, bool))
     return TestSet(
@@ -156,6 +156,6 @@ def pseudo_test_set(
     )
 
 
-def _area_average(mask: np.ndarray, size: int) -> Tensor:
+def _area_average(mask: np.ndarray, size: tuple[int, ...]) -> Tensor:
     channels = torch.from_numpy(mask)[None, None].float()
     return torch.nn.functional.adaptive_avg_pool2d(channels, size)[0, 0]

@@ -108,7 +108,7 @@ def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple
     """The labelled test images of the folder, or a self-test where it has none; and which."""
     data = settings.recipe.data
     if material.folder.has_test:
-        return labelled(material.folder, data.image_size, tell), LABELLED
+        return labelled(material.folder, material.shape, tell), LABELLED
     tell("no labelled test images: the evaluation is a self-test on pseudo-anomalies")
     held_out = material.held_out
     made = pseudo_test_set(
@@ -117,7 +117,7 @@ def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple
     return made, SELF_TEST
 
 
-def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
+def labelled(folder: ImageFolder, shape: tuple[int, int], tell: Tell) -> TestSet:
     """The labelled test images of a folder; says what its ground truth allows."""
     if folder.has_masks:
         tell("pixel metrics at the resolution of the ground truth, which is never resized")
@@ -125,7 +125,7 @@ def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
         anomalous = sum(sample.anomalous for sample in folder.test)
         missing = len(folder.unmasked)
         tell(f"no pixel metrics: {missing} of {anomalous} anomalous images have no mask")
-    return labelled_images(folder.test, size, folder.has_masks)
+    return labelled_images(folder.test, shape, folder.has_masks)
 
 
 def evaluate_run(

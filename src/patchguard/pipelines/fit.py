@@ -39,6 +39,7 @@ from patchguard.results.run_folder import (
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
 from patchguard.training.prepare import PreparedImages, prepare
+from patchguard.training.views import choose_scores
 from patchguard.training.train import check_settings, total_steps, train
 
 
@@ -92,7 +93,7 @@ def check(settings: FitConfig) -> None:
     total_steps(recipe.training, images=1)
     suite_of(settings.evaluation)
     weights = "none" if recipe.model.weights == "hub" else recipe.model.weights
-    model = PatchGuard(replace(recipe.model, weights=weights), recipe.data.image_size)
+    model = PatchGuard(replace(recipe.model, weights=weights))
     check_settings(model, recipe.data, recipe.training)
 
 
@@ -105,6 +106,7 @@ def prepared(data: Path, settings: FitConfig, tell: Tell) -> PreparedImages:
     return prepare(
         data,
         settings.recipe.data,
+        settings.recipe.model,
         full_scale=settings.full_scale,
         groups=settings.groups,
         calibration_images=required_normals(settings.false_alarm_rate),
@@ -164,7 +166,14 @@ def fit_detector(
         return
     claim(folder, RUN)
     normals, recipe = material.train, settings.recipe
-    dataset = TrainingImages(normals.images, normals.foregrounds, material.data, settings.seed)
+    dataset = TrainingImages(
+        normals.images,
+        normals.foregrounds,
+        material.data,
+        settings.seed,
+        window=recipe.model.window,
+        views=recipe.model.views,
+    )
     logs = (folder / RESUME).parent
     if not is_begun(folder):
         # Curves of a start that left nothing to resume would be taken for a part of this one's.
@@ -195,9 +204,17 @@ def fit_detector(
         "switched_to_pgd2_at_step": trained.switched_at,
         "selection": {"rule": trained.selection, "on_test": False},
     }
-    write_config(folder, settings, known | training)
-    save_detector(trained.detector, folder, material.folder.full_scale)
     detector = trained.detector.to(runtime.device)
+    tell("choosing how the views are scored, on held-out normals and pseudo-anomalies")
+    training["scores"] = choose_scores(
+        detector,
+        material.held_out,
+        recipe.data.anomalies,
+        eps=parse_eps(recipe.training.attack.eps),
+        seed=settings.seed,
+    )
+    write_config(folder, settings, known | training)
+    save_detector(detector, folder, material.shape, material.folder.full_scale)
     calibration = calibrate(detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)
     seal(folder, CONFIG, *_detector_files(folder))
@@ -249,7 +266,7 @@ def calibrate(
 
 
 def _batch(images: np.ndarray) -> torch.Tensor:
-    """[B, 3, S, S] of [B, S, S, 3]."""
+    """[B, 3, H, W] of [B, H, W, 3]."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 

@@ -45,6 +45,7 @@ def read_as(kind: type[Content], path: Path) -> Content:
     content = _parsed(kind, path)
     if kind is Result and kind.FORMAT not in content:
         content = _from_format_1(content, path)
+    content = kind.upgraded(content)
     version = content.pop(kind.FORMAT, None)
     if version is None:
         raise _damaged(kind, path, f"{kind.FORMAT} is missing")

@@ -109,6 +109,11 @@ class Document(Record):
     VERSION: ClassVar[int]
     AGAIN: ClassVar = "evaluate the detector again"
 
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """The content of a file as this version has it, where an earlier one wrote it."""
+        return content
+
 
 class ImageMetrics(Record):
     """How well image scores rank anomalous above normal; each value in [0, 1].

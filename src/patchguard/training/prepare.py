@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from patchguard.config import DataConfig, ForegroundConfig
+from patchguard.arrays import FloatArray
+from patchguard.config import DataConfig, ForegroundConfig, ModelConfig
 from patchguard.data.folder import FullScale, ImageFolder, require_labelled, scan
 from patchguard.data.foreground import chosen_method, foreground_masks
-from patchguard.data.images import read_pixels, resize_map
+from patchguard.data.images import ImageSource, read_pixels, resize_map
 from patchguard.data.likeness import suited
 from patchguard.data.samples import Sample
 from patchguard.data.split import split_normals
 from patchguard.data.stack import Stack, stacked
+from patchguard.models.windows import windows_over
 from patchguard.errors import PatchGuardError
 from patchguard.reporter import Tell
 
@@ -27,12 +29,12 @@ LARGEST_CALIBRATION_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Normals:
-    """Normal images at the detector's size with their foregrounds.
+    """Normal images at the working resolution with their foregrounds.
 
     Attributes:
         names: file names.
-        images: float32 [N, S, S, 3] in [0, 1].
-        foregrounds: bool [N, S, S].
+        images: float32 [N, H, W, 3] in [0, 1].
+        foregrounds: bool [N, H, W].
     """
 
     names: tuple[str, ...]
@@ -51,6 +53,7 @@ class PreparedImages:
         foreground: the method that was used.
         data: the settings, with the flips and the variation that suit the normals to train on.
         sha256: of the names and contents of all these normals, in order.
+        shape: height and width in pixels to which all images are brought.
     """
 
     folder: ImageFolder
@@ -59,6 +62,7 @@ class PreparedImages:
     foreground: str
     data: DataConfig
     sha256: str
+    shape: tuple[int, int]
 
     @property
     def summary(self) -> str:
@@ -80,6 +84,7 @@ class PreparedImages:
 def prepare(
     data: Path,
     config: DataConfig,
+    model: ModelConfig,
     *,
     full_scale: FullScale = None,
     groups: str | None = None,
@@ -93,6 +98,7 @@ def prepare(
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
         config: size, foreground, and what may be done to normals in training.
+        model: how the network looks at them.
         full_scale: see :func:`patchguard.data.folder.scan`.
         groups: which images belong together: see :func:`patchguard.data.split.grouped`.
         calibration_images: normals wanted for calibration; at least a tenth and at most a third
@@ -117,15 +123,62 @@ def prepare(
     # The calibration images must not take part in any choice, not even that of the method.
     method = chosen_method([sample.source for sample in train], config.foreground)
     foreground = replace(config.foreground, method=method)
-    normals = _normals(train, foreground, config.image_size)
+    shape = working_shape([sample.source for sample in train], config, model)
+    normals = _normals(train, foreground, shape)
     return PreparedImages(
         folder,
         normals,
-        _normals(calibration, foreground, config.image_size),
+        _normals(calibration, foreground, shape),
         method,
         suited(config, normals.images),
         _digest((*train, *calibration)),
+        shape,
     )
+
+
+MOST_WINDOWS = 64
+"""That ``auto`` lets an image have: prediction and attacks cost in proportion."""
+_STEP = 16
+_LOOKED_AT = 32
+
+
+def working_shape(
+    sources: Sequence[ImageSource], config: DataConfig, model: ModelConfig
+) -> tuple[int, int]:
+    """The height and width in pixels at which a detector works on images like these.
+
+    The aspect ratio is the median one. No side is below a window's, nor is the longer one above
+    what the images have, unless ``config.resolution`` says so.
+
+    Args:
+        sources: normal images to train on; some from all over them are looked at.
+        config: of it the resolution counts.
+        model: of it the window and the views.
+    """
+    if "windows" not in model.views:
+        return model.window, model.window
+    chosen = np.linspace(0, len(sources) - 1, min(len(sources), _LOOKED_AT)).round().astype(int)
+    sizes = np.array([read_pixels(sources[index]).shape for index in chosen])
+    longer = float(np.median(sizes.max(axis=1)))
+    tall, wide = 1.0, float(np.exp(np.median(np.log(sizes[:, 1] / sizes[:, 0]))))
+    aspect = np.array([tall, wide]) / max(tall, wide)
+    side = longer if isinstance(config.resolution, str) else config.resolution
+    shape = _shaped(side, aspect, model.window)
+    while config.resolution == "auto" and _windows_of(shape, model) > MOST_WINDOWS:
+        side -= _STEP
+        shape = _shaped(side, aspect, model.window)
+    return shape
+
+
+def _shaped(longer: float, aspect: FloatArray, window: int) -> tuple[int, int]:
+    longer = max(longer, window)
+    height, width = (round(longer * side) for side in aspect)
+    return height, width
+
+
+def _windows_of(shape: tuple[int, int], model: ModelConfig) -> int:
+    """About how many windows cover an image: as with patches of 16 px."""
+    return windows_over(shape, model.window, _STEP, max(1, int(model.stride * model.window / _STEP)))
 
 
 def tell_of(folder: ImageFolder, tell: Tell) -> None:
@@ -144,16 +197,18 @@ def _digest(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _normals(samples: Sequence[Sample], foreground: ForegroundConfig, size: int) -> Normals:
+def _normals(
+    samples: Sequence[Sample], foreground: ForegroundConfig, size: tuple[int, int]
+) -> Normals:
     sources = [sample.source for sample in samples]
     decides = f"{_digest(samples)} {[source.full_scale for source in sources]} {foreground} {size}"
     key = hashlib.sha256(decides.encode()).hexdigest()
     images = (read_pixels(source).resized(size) for source in sources)
     masks = (
-        resize_map(mask.astype(np.float32), (size, size)) > 0.5
+        resize_map(mask.astype(np.float32), size) > 0.5
         for mask in foreground_masks(sources, foreground)
     )
-    shape = (len(sources), size, size)
+    shape = (len(sources), *size)
     return Normals(
         names=tuple(sample.source.named(Path(sample.path.name)) for sample in samples),
         images=stacked(images, (*shape, 3), np.float32, f"{key}.images"),
