@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
 from patchguard.constraints import (
     BelowOne,
@@ -80,6 +80,8 @@ class AnomalyConfig(Settings, section="data.anomalies"):
             copies is one of the rest.
         curriculum: fraction of the training over which patches, large and of high contrast at
             first, become those described here.
+        range: darkest and brightest value of the data, in [0, 1]: contrasts are fractions of what
+            lies between; that of the training normals when absent.
     """
 
     shapes: Annotated[list[AnomalyShape], MinLen(1)] = field(
@@ -95,11 +97,14 @@ class AnomalyConfig(Settings, section="data.anomalies"):
     copies: Proportion = 0.0
     removals: Proportion = 0.0
     curriculum: Proportion = 0.0
+    range: Annotated[list[Proportion], Len(2, 2)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"in [side_min = {self.side_min}, 1]"
         self.require(self.side_min <= self.side_max, "side_max", allowed)
+        ascending = self.range is None or self.range[0] < self.range[1]
+        self.require(ascending, "range", "two ascending values in [0, 1]")
 
 
 @dataclass
@@ -221,7 +226,8 @@ class InnerAttackConfig(Settings, section="training.attack"):
     Args:
         objective: what it raises: the training ``loss``, or ``legacy``, the mean of the normal
             patch logits minus that of the anomalous ones, as published.
-        eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
+        eps: final radius in pixel space, written n/255; 0/255 trains without an attack. On data
+            that use less than half of [0, 1] it is smaller in proportion.
         ramp: fraction of the training at which eps has grown to its final value, linearly from 0.
         steps: gradient steps.
         step_size: step as a multiple of eps / steps.

@@ -53,6 +53,24 @@ def make_pseudo_anomaly(
         Pseudo-anomaly float32 `[H, W, 3]` in [0, 1], equal to `image` outside the mask; and the
         mask `[H, W]` of the pasted pixels, never empty.
     """
+    if config.range:
+        low, high = config.range
+        stretched = np.clip((image - low) / np.float32(high - low), 0, 1)
+        made, mask = _pasted(stretched, foreground, rng, config, sides)
+        anomaly = image.copy()
+        anomaly[mask] = low + np.float32(high - low) * made[mask]
+        return anomaly, mask
+    return _pasted(image, foreground, rng, config, sides)
+
+
+def _pasted(
+    image: FloatArray,
+    foreground: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+    sides: tuple[float, float] | None,
+) -> tuple[FloatArray, BoolArray]:
+    """:func:`make_pseudo_anomaly` on values that span [0, 1]."""
     foreground = usable_foreground(foreground)
     sums = _integral(foreground)
     sides = sides or sides_on(int(sums[-1, -1]), config)

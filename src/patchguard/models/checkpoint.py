@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
 from patchguard.models.patchguard import PatchGuard, ViewScore
-from patchguard.results.model_file import ModelFile, Score, describe, read_model, write_model
+from patchguard.results.model_file import ModelFile, Preprocessing, Score, describe, read_model, write_model
 from patchguard.results.run_folder import CONFIG, MODEL, WEIGHTS, read_manifest, verify
 
 
@@ -27,7 +27,8 @@ def save_detector(
         full_scale: see :class:`patchguard.data.preprocess.Preprocessor`.
     """
     scores = {view: Score(**asdict(score)) for view, score in model.scores.items()}
-    write_model(folder, describe(model.config, shape, scores, full_scale))
+    images = Preprocessing(shape=shape, full_scale=full_scale, span=model.span)
+    write_model(folder, describe(model.config, images, scores))
     state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     write_whole(folder / WEIGHTS, save(state))
 
@@ -60,7 +61,7 @@ def load_unverified(folder: Path, model: ModelFile | None = None) -> PatchGuard:
     """
     model = model or read_model(folder)
     scores = {view: ViewScore(**dict(score)) for view, score in model.scores.items()}
-    detector = PatchGuard(model.config, scores)
+    detector = PatchGuard(model.config, scores, model.preprocessing.span)
     try:
         detector.load_state_dict(load((folder / WEIGHTS).read_bytes()))
     except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -86,6 +86,7 @@ class PatchGuard(Detector):
     Args:
         config: the network's settings.
         scores: of each view; the mean of the :data:`FEW` largest patch logits when absent.
+        span: darkest and brightest value of the data, which the network sees as 0 and 1.
 
     Raises:
         PatchGuardError: a backbone that does not exist, is no ViT, or does not suit the window;
@@ -93,10 +94,14 @@ class PatchGuard(Detector):
     """
 
     def __init__(
-        self, config: ModelConfig, scores: Mapping[View, ViewScore] | None = None
+        self,
+        config: ModelConfig,
+        scores: Mapping[View, ViewScore] | None = None,
+        span: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.span = tuple(span or (0.0, 1.0))
         self.scores = dict(scores or dict.fromkeys(config.views, ViewScore(FEW)))
         run = named_run(config.weights)
         self.backbone = create_backbone(
@@ -124,6 +129,11 @@ class PatchGuard(Detector):
         )
         if run:
             start_from_run(self, self.grid, config, run)
+
+    @property
+    def contrast(self) -> float:
+        """How much of [0, 1] the data span."""
+        return self.span[1] - self.span[0]
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -182,7 +192,9 @@ class PatchGuard(Detector):
 
     def _embedded(self, images: Tensor) -> Tensor:
         """Patch embeddings [B, C, h, w] of images [B, 3, H, W] of whole patches."""
-        return embedded(self.backbone, (images - cast(Tensor, self.mean)) / cast(Tensor, self.std))
+        stretched = (images - self.span[0]) / self.contrast
+        normalised = (stretched - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        return embedded(self.backbone, normalised)
 
     def _encoded(self, embeddings: Tensor, places: Tensor) -> Seen:
         """What the network makes of the embeddings [B, C, g, g] of windows."""

@@ -247,6 +247,8 @@ def _from_timm(name: str, image_size: int, pretrained: bool) -> VisionTransforme
         ) from error
     if not isinstance(backbone, VisionTransformer):
         raise PatchGuardError(f"model.backbone {name!r} is not a Vision Transformer")
+    # Windows that overlap share their patch embeddings, of an image of any size.
+    backbone.patch_embed.strict_img_size = False
     return backbone
 
 

@@ -106,13 +106,16 @@ def versions() -> dict[str, str]:
 
 def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple[TestSet, str]:
     """The labelled test images of the folder, or a self-test where it has none; and which."""
-    data = settings.recipe.data
     if material.folder.has_test:
         return labelled(material.folder, material.shape, tell), LABELLED
     tell("no labelled test images: the evaluation is a self-test on pseudo-anomalies")
     held_out = material.held_out
     made = pseudo_test_set(
-        held_out.names, held_out.images, held_out.foregrounds, data.anomalies, settings.seed
+        held_out.names,
+        held_out.images,
+        held_out.foregrounds,
+        material.data.anomalies,
+        settings.seed,
     )
     return made, SELF_TEST
 

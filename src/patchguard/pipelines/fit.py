@@ -38,6 +38,7 @@ from patchguard.results.run_folder import (
 )
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
+from patchguard.training.module import defended_eps
 from patchguard.training.prepare import PreparedImages, prepare
 from patchguard.training.views import choose_scores
 from patchguard.training.train import check_settings, total_steps, train
@@ -209,8 +210,8 @@ def fit_detector(
     training["scores"] = choose_scores(
         detector,
         material.held_out,
-        recipe.data.anomalies,
-        eps=parse_eps(recipe.training.attack.eps),
+        material.data.anomalies,
+        eps=defended_eps(recipe.training, detector.contrast),
         seed=settings.seed,
     )
     write_config(folder, settings, known | training)

@@ -34,10 +34,12 @@ class Architecture(Record):
 
 class Preprocessing(Record):
     """What happens to images before the network: see
-    :class:`patchguard.data.preprocess.Preprocessor`."""
+    :class:`patchguard.data.preprocess.Preprocessor`, and for the span of their values
+    :class:`patchguard.models.patchguard.PatchGuard`."""
 
     shape: tuple[int, int]
     full_scale: float | None = None
+    span: tuple[float, float] = (0.0, 1.0)
 
 
 class Score(Record):
@@ -93,16 +95,13 @@ class ModelFile(Document):
 
 
 def describe(
-    config: ModelConfig,
-    shape: tuple[int, int],
-    scores: Mapping[View, Score],
-    full_scale: float | None = None,
+    config: ModelConfig, preprocessing: Preprocessing, scores: Mapping[View, Score]
 ) -> ModelFile:
     """The description of a detector."""
     parts = {name: getattr(config, name) for name in Architecture.model_fields}
     return ModelFile(
         architecture=Architecture(**parts),
-        preprocessing=Preprocessing(shape=shape, full_scale=full_scale),
+        preprocessing=preprocessing,
         scores=dict(scores),
         labels=Labels(normal="normal", anomalous="anomalous"),
     )
@@ -138,7 +137,8 @@ def _from_config(folder: Path) -> ModelFile:
         network = dict(recipe["model"])
         size, few = int(recipe["data"]["image_size"]), int(network.pop("top_k"))
         config = _known({**network, "window": size, "views": ["whole"]}, folder)
-        return describe(config, (size, size), {"whole": Score(patches=few)}, content.get("full_scale"))
+        images = Preprocessing(shape=(size, size), full_scale=content.get("full_scale"))
+        return describe(config, images, {"whole": Score(patches=few)})
     except (KeyError, TypeError, ValueError) as error:
         raise PatchGuardError(
             f"{folder / CONFIG} does not say what network it is of: restore it or fit again"

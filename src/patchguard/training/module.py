@@ -43,6 +43,15 @@ def inner_attack(loss: PatchLoss, config: InnerAttackConfig) -> PGD:
     )
 
 
+def defended_eps(config: TrainingConfig, contrast: float) -> float:
+    """The radius to train against on images whose values span ``contrast`` of [0, 1].
+
+    Where that is less than half, the radius that a recipe names would be a large part of all there
+    is to see, and shrinks in proportion.
+    """
+    return parse_eps(config.attack.eps) * min(1.0, 2 * contrast)
+
+
 def images_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Windows [2B, 3, w, w], normals first, their labels [2B] and masks [2B, w, w]."""
     images = torch.cat([batch["normal"], batch["anomalous"]])
@@ -68,6 +77,7 @@ class AdversarialTraining(nn.Module):
         total_steps: length in steps, or None when ``config.minutes`` gives it.
         seed: of all randomness in the steps.
         images: how many normal images there are.
+        contrast: how much of [0, 1] their values span.
 
     Attributes:
         step: how many steps of the optimiser are behind it.
@@ -83,6 +93,7 @@ class AdversarialTraining(nn.Module):
         total_steps: int | None,
         seed: int,
         images: int,
+        contrast: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -92,7 +103,7 @@ class AdversarialTraining(nn.Module):
         self.seed = seed
         self.patch_loss = PatchLoss(config.anomalous_weight, config.least_cover)
         self.attack = inner_attack(self.patch_loss, config.attack)
-        self.eps = parse_eps(config.attack.eps)
+        self.eps = defended_eps(config, contrast)
         self.perturbations = (
             Perturbations(images, model.config.window) if config.attack.persistent else None
         )

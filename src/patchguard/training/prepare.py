@@ -16,6 +16,7 @@ from patchguard.data.folder import FullScale, ImageFolder, require_labelled, sca
 from patchguard.data.foreground import chosen_method, foreground_masks
 from patchguard.data.images import ImageSource, read_pixels, resize_map
 from patchguard.data.likeness import suited
+from patchguard.data.span import ranged
 from patchguard.data.samples import Sample
 from patchguard.data.split import split_normals
 from patchguard.data.stack import Stack, stacked
@@ -51,7 +52,8 @@ class PreparedImages:
         train: normals to train on.
         held_out: normals for calibration and, without labelled defects, for the self-test.
         foreground: the method that was used.
-        data: the settings, with the flips and the variation that suit the normals to train on.
+        data: the settings, with the flips, the variation and the range of values that suit the
+            normals to train on.
         sha256: of the names and contents of all these normals, in order.
         shape: height and width in pixels to which all images are brought.
     """
@@ -130,7 +132,7 @@ def prepare(
         normals,
         _normals(calibration, foreground, shape),
         method,
-        suited(config, normals.images),
+        ranged(suited(config, normals.images), normals.images),
         _digest((*train, *calibration)),
         shape,
     )

@@ -85,9 +85,9 @@ def train(
     runtime = runtime or Runtime.on()
     steps = total_steps(config, len(dataset))
     torch.manual_seed(seed)
-    model = PatchGuard(model_config)
+    model = PatchGuard(model_config, span=dataset.config.anomalies.range)
     check_settings(model, dataset.config, config)
-    training = AdversarialTraining(model, config, steps, seed, len(dataset))
+    training = AdversarialTraining(model, config, steps, seed, len(dataset), model.contrast)
     loop = Loop(training, folder, runtime, _watched(dataset, config))
     loader = training_loader(
         dataset,
