@@ -167,7 +167,7 @@ def test_a_loaded_detector_gives_the_scores_of_the_evaluation(run: Path, tree: P
 
     detector = patchguard.load(run)
     assert not detector.training
-    test = labelled_images(scan(tree).test, detector.image_size, with_masks=True)
+    test = labelled_images(scan(tree).test, (32, 32), with_masks=True)
     scored = score_images(detector, test.images, batch_size=32)
     assert scored.scores.tolist() == metrics(run)["scores"]["clean"]
 

@@ -11,8 +11,8 @@ QUICK_CANARIES = [name for name, (_, check) in CANARIES.items() if check in QUIC
 
 
 def test_the_linear_detector_knows_its_worst_case() -> None:
-    linear = Linear(weights(8))
-    test = specimens(weights(8), each=3)
+    linear = Linear(weights((8, 8)))
+    test = specimens(weights((8, 8)), each=3)
     images, labels = test.images, torch.from_numpy(test.labels)
     images[:, :, 0] = 0.0
     (attacked,) = PGD(image_score, steps=10)(linear, images, labels, test.coverage(), eps=[4 / 255])

@@ -301,7 +301,7 @@ def test_a_checkpoint_gives_the_same_detector(name: str, tmp_path: Path) -> None
     module = fitted(name)
     loaded = AnomalibDetector.load(saved(module, tmp_path / "model.ckpt"))
     images = pairs()[0]
-    assert loaded.image_size == SIDE
+    assert loaded.image_size == (SIDE, SIDE)
     assert loaded.name == type(module).__name__
     torch.testing.assert_close(loaded(images).score, AnomalibDetector(module)(images).score)
 

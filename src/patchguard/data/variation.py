@@ -18,8 +18,8 @@ def varied(
     """A normal image flipped and varied at random, as training does.
 
     Args:
-        image: float32 [S, S, 3] in [0, 1].
-        foreground: bool [S, S].
+        image: float32 [H, W, 3] in [0, 1].
+        foreground: bool [H, W].
         rng: source of all randomness.
         config: which flips, each half of the time, and how much variation.
 
@@ -42,8 +42,8 @@ def vary(
     allow (of the logarithm, for factors). What comes in from outside the image is its reflection.
 
     Args:
-        image: float32 [S, S, 3] in [0, 1].
-        foreground: bool [S, S].
+        image: float32 [H, W, 3] in [0, 1].
+        foreground: bool [H, W].
         rng: source of all randomness; nothing is drawn when nothing may vary.
         config: how far.
 
@@ -56,7 +56,7 @@ def vary(
             radians(config.rotation * turn),
             (1 + config.zoom) ** zoom,
             [2 * config.shift * part for part in shift],
-            len(image),
+            image.shape[:2],
         )
         image = _sampled(image, grid, "bicubic")
         mask = foreground[..., None].astype(np.float32)
@@ -69,19 +69,23 @@ def vary(
     return np.clip(image, 0, 1), foreground
 
 
-def _grid(angle: float, zoom: float, shift: list[float], size: int) -> Tensor:
-    """Where each pixel is taken from, [1, S, S, 2], with the sides of the image at -1 and 1."""
+def _grid(angle: float, zoom: float, shift: list[float], shape: tuple[int, ...]) -> Tensor:
+    """Where each pixel is taken from, [1, H, W, 2], with the sides of the image at -1 and 1.
+
+    The turn is one of pixels, whatever the aspect ratio; the shift is relative to each side.
+    """
     across, down = shift
+    height, width = shape
     theta = [
-        [cos(angle) / zoom, -sin(angle) / zoom, across],
-        [sin(angle) / zoom, cos(angle) / zoom, down],
+        [cos(angle) / zoom, -sin(angle) / zoom * (height / width), across],
+        [sin(angle) / zoom * (width / height), cos(angle) / zoom, down],
     ]
     to_input = torch.tensor([theta], dtype=torch.float32)
-    return functional.affine_grid(to_input, [1, 1, size, size], align_corners=False)
+    return functional.affine_grid(to_input, [1, 1, height, width], align_corners=False)
 
 
 def _sampled(image: np.ndarray, grid: Tensor, mode: str) -> np.ndarray:
-    """An image [S, S, C] at the points of a grid."""
+    """An image [H, W, C] at the points of a grid."""
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
     sampled = functional.grid_sample(
         planes, grid, mode=mode, padding_mode="reflection", align_corners=False

@@ -108,7 +108,8 @@ def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple
     """The labelled test images of the folder, or a self-test where it has none; and which."""
     data = settings.recipe.data
     if material.folder.has_test:
-        return labelled(material.folder, data.image_size, tell), LABELLED
+        shape = (data.image_size, data.image_size)
+        return labelled(material.folder, shape, tell), LABELLED
     tell("no labelled test images: the evaluation is a self-test on pseudo-anomalies")
     held_out = material.held_out
     made = pseudo_test_set(
@@ -117,15 +118,15 @@ def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple
     return made, SELF_TEST
 
 
-def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
-    """The labelled test images of a folder; says what its ground truth allows."""
+def labelled(folder: ImageFolder, shape: tuple[int, int], tell: Tell) -> TestSet:
+    """The labelled test images of a folder at a shape; says what its ground truth allows."""
     if folder.has_masks:
         tell("pixel metrics at the resolution of the ground truth, which is never resized")
     else:
         anomalous = sum(sample.anomalous for sample in folder.test)
         missing = len(folder.unmasked)
         tell(f"no pixel metrics: {missing} of {anomalous} anomalous images have no mask")
-    return labelled_images(folder.test, size, folder.has_masks)
+    return labelled_images(folder.test, shape, folder.has_masks)
 
 
 def evaluate_run(
@@ -415,6 +416,7 @@ def _protocol(
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
     anomalous = int(test.labels.sum())
     default = PGD(image_score).steps
+    height, width = test.images.shape[-2:]
     return Protocol(
         legacy_steps=legacy[0].settings.get("steps", default) if legacy else None,
         suite=_suite_name(config, suite),
@@ -431,7 +433,7 @@ def _protocol(
             for member in members(threat)
         },
         looks=config.looks,
-        attacked_resolution=test.images.shape[-1],
+        attacked_resolution=(height, width),
         seed=seed,
         device=runtime.device.type,
         versions=versions(),
