@@ -670,6 +670,21 @@ def test_a_detector_of_ones_own_is_evaluated_into_a_folder_and_a_leaderboard(
     assert card["data"]["sha256"] == json.loads((run / "card.json").read_text())["data"]["sha256"]
 
 
+@pytest.mark.usefixtures("few_checks")
+def test_a_detector_of_images_that_are_no_squares_is_evaluated(tree: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "mine.py", tmp_path / "out"
+    source.write_text(BRIGHT.replace("image_size = 32", "image_size = (48, 96)"))
+    assert cli.main(["evaluate", f"{source}:make", str(tree), "--out", str(out)]) == 0
+    found = metrics(out)
+    assert found["protocol"]["suite"] == "quick"
+    assert found["protocol"]["attacked_resolution"] == [48, 96]
+    assert 0 < _row(found, "worst", "4/255", "both")["pixel"]["auroc"] < 1
+    with np.load(out / "gallery.npz") as gallery:
+        assert gallery["images"].shape == gallery["attacked"].shape == (2, 48, 96, 3)
+        assert gallery["truth"].shape == gallery["attacked_maps"].shape == (2, 48, 96)
+    assert "48 × 96 px" in (out / "leaderboard.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [

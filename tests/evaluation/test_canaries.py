@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,15 @@ def test_specimens_are_8_bit_images_that_a_linear_detector_tells_apart() -> None
     assert image_metrics(scores, test.labels).auroc == 1.0
     assert test.masks is not None
     assert [bool(mask.any()) for mask in test.masks] == test.labels.tolist()
+
+
+def test_specimens_need_not_be_squares() -> None:
+    test = specimens(weights((8, 20)), each=2)
+    assert test.masks is not None
+    rows, columns = np.nonzero(test.masks[-1])
+    assert (set(rows), set(columns)) == (set(range(2, 6)), set(range(5, 15)))
+    torch.testing.assert_close(test.coverage()[-1], torch.from_numpy(test.masks[-1]).float())
+    assert test.coverage().shape == test.images[:, 0].shape
 
 
 @pytest.mark.parametrize("name", QUICK_CANARIES)

@@ -35,6 +35,18 @@ def function():
     score.image_size = 16
     return score
 
+def wide():
+    def score(images):
+        return images.mean((1, 2, 3))
+    score.image_size = [16, 24]
+    return score
+
+def empty():
+    def score(images):
+        return images.mean((1, 2, 3))
+    score.image_size = (16, 0)
+    return score
+
 def sizeless():
     return lambda images: images.mean((1, 2, 3))
 
@@ -87,6 +99,12 @@ def test_a_callable_of_the_user(file: Path) -> None:
         loaded.detector(torch.rand(2, 3, 32, 32))
 
 
+def test_a_callable_of_the_user_for_images_that_are_no_squares(file: Path) -> None:
+    loaded = detector_named(f"{file}:wide")
+    assert loaded.shape == (16, 24)
+    assert loaded.detector(torch.rand(2, 3, 16, 24)).anomaly_map.shape == (2, 16, 24)
+
+
 def test_the_digest_of_the_users_detector_covers_code_and_weights(file: Path) -> None:
     first = detector_named(f"{file}:Brightness").sha256
     assert detector_named(f"{file}:Brightness").sha256 == first
@@ -117,7 +135,8 @@ def test_an_anomalib_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
-        ("sizeless", "attribute image_size"),
+        ("sizeless", "attribute image_size: height and width"),
+        ("empty", "attribute image_size: height and width"),
         ("nothing", r"nothing\(\) returned NoneType"),
         ("broken", "mine.py: ValueError: no weights here"),
         ("refusing", "^weights.pt: does not exist"),

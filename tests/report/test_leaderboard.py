@@ -171,6 +171,14 @@ def test_resolutions_share_a_table_only_for_linf(tmp_path: Path) -> None:
     assert "112 × 112 px" in told[0] and "224 × 224 px" in told[1]
 
 
+def test_a_resolution_that_is_no_square_is_told_by_height_and_width(tmp_path: Path) -> None:
+    norms = ("linf", "l2")
+    wide = write(tmp_path, "a", 0.6, norms=norms, resolution=[112, 224])
+    page = rendered(wide, write(tmp_path, "b", 0.5, norms=norms, resolution=[112, 112]))
+    assert "112 × 224 px" in cells(page, SCREW, 0)["detector"]
+    assert list(Tables(page).tables) == [SCREW, L2, L2.replace("× 112", "× 224")]
+
+
 def test_a_median_beyond_every_eps_is_never(tmp_path: Path) -> None:
     path = write(tmp_path, "it", 0.4)
     card = read_as(Card, path)
