@@ -255,7 +255,7 @@ def test_images_are_resized_inside_when_the_sizes_differ() -> None:
 
 
 def test_a_pre_processing_may_make_images_that_are_no_squares() -> None:
-    model = fitted("padim").model
+    model = fitted("patchcore").model
     wide = v2.Compose([v2.Resize((SIDE, 2 * SIDE), antialias=True), v2.Normalize(MEAN, STD)])
     detector = AnomalibDetector(model, transform=wide)
     assert detector.image_size == (SIDE, 2 * SIDE)
