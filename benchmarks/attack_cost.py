@@ -108,7 +108,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     detector = patchguard.load(arguments.run)
     tree = scan_test(arguments.data)
-    test = labelled_images(tree.test, detector.image_size, tree.has_masks)
+    shape = (detector.image_size, detector.image_size)
+    test = labelled_images(tree.test, shape, tree.has_masks)
     test = test.subset(arguments.images)
     print(
         f"{arguments.data.name}, {len(test.names)} images of {detector.image_size} px, batches of "

@@ -35,11 +35,11 @@ HEADINGS = (
 )
 
 
-def normals(data: Path, count: int, size: int) -> Tensor:
-    """Images [count, 3, size, size] spread evenly over the normal training images."""
+def normals(data: Path, count: int, shape: tuple[int, int]) -> Tensor:
+    """Images [count, 3, H, W] spread evenly over the normal training images."""
     samples = scan(data).train
     chosen = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long().tolist()
-    images = (read_pixels(samples[index].source).resized(size) for index in chosen)
+    images = (read_pixels(samples[index].source).resized(shape) for index in chosen)
     return torch.stack([to_tensor(image) for image in images])
 
 
@@ -91,7 +91,8 @@ def main() -> None:
     print("token, layer: largest singular value of the Jacobian; input, output: relative change")
     for run in arguments.runs:
         model = patchguard.load(run)
-        images = normals(arguments.data, arguments.images, model.image_size)
+        shape = (model.image_size, model.image_size)
+        images = normals(arguments.data, arguments.images, shape)
         tokens = model.grid**2 + model.backbone.num_prefix_tokens
         print(f"\n{run.name} ({tokens} tokens)\n{HEADINGS}")
         eps = parse_eps(arguments.eps)

@@ -62,7 +62,7 @@ def main() -> None:
     if not tree.has_masks:
         parser.error(f"{arguments.data} has no ground truth, which the published attack needs")
     size = patchguard.load(arguments.run).image_size
-    test = labelled_images(tree.test, size, with_masks=True)
+    test = labelled_images(tree.test, (size, size), with_masks=True)
     threats = yaml.safe_load((SUITES / f"{arguments.suite}.yaml").read_text())["threats"][:1]
     threats[0]["eps"] = arguments.eps or threats[0]["eps"]
     members = [entry for entry in threats[0]["attacks"] if entry["attack"] != LEGACY]

@@ -167,7 +167,7 @@ def test_a_loaded_detector_gives_the_scores_of_the_evaluation(run: Path, tree: P
 
     detector = patchguard.load(run)
     assert not detector.training
-    test = labelled_images(scan(tree).test, detector.image_size, with_masks=True)
+    test = labelled_images(scan(tree).test, (32, 32), with_masks=True)
     scored = score_images(detector, test.images, batch_size=32)
     assert scored.scores.tolist() == metrics(run)["scores"]["clean"]
 
@@ -668,6 +668,21 @@ def test_a_detector_of_ones_own_is_evaluated_into_a_folder_and_a_leaderboard(
     card = json.loads((out / "card.json").read_text())
     assert card["detector"]["kind"] == "python"
     assert card["data"]["sha256"] == json.loads((run / "card.json").read_text())["data"]["sha256"]
+
+
+@pytest.mark.usefixtures("few_checks")
+def test_a_detector_of_images_that_are_no_squares_is_evaluated(tree: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "mine.py", tmp_path / "out"
+    source.write_text(BRIGHT.replace("image_size = 32", "image_size = (48, 96)"))
+    assert cli.main(["evaluate", f"{source}:make", str(tree), "--out", str(out)]) == 0
+    found = metrics(out)
+    assert found["protocol"]["suite"] == "quick"
+    assert found["protocol"]["attacked_resolution"] == [48, 96]
+    assert 0 < _row(found, "worst", "4/255", "both")["pixel"]["auroc"] < 1
+    with np.load(out / "gallery.npz") as gallery:
+        assert gallery["images"].shape == gallery["attacked"].shape == (2, 48, 96, 3)
+        assert gallery["truth"].shape == gallery["attacked_maps"].shape == (2, 48, 96)
+    assert "48 × 96 px" in (out / "leaderboard.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

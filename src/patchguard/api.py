@@ -218,7 +218,7 @@ def evaluate(
     tree = scan_test(Path(data), strict=strict, full_scale=found.full_scale)
     tell_of(tree, tell)
     require_labelled(tree)
-    test = evaluating.labelled(tree, found.image_size, tell)
+    test = evaluating.labelled(tree, found.shape, tell)
     folder = Path(detector)
     if is_run(folder):
         if out is not None:

@@ -122,4 +122,5 @@ def test_legacy_is_the_mean_of_normal_minus_the_mean_of_anomalous_patches(
 def test_a_patch_is_anomalous_where_any_of_its_pixels_is() -> None:
     masks = torch.zeros(1, 32, 32)
     masks[0, 15, 16] = 1
-    assert patch_labels(masks, 2).tolist() == [[[0, 1], [0, 0]]]
+    assert patch_labels(masks, (2, 2)).tolist() == [[[0, 1], [0, 0]]]
+    assert patch_labels(masks[:, :16], (1, 2)).tolist() == [[[0, 1]]]

@@ -64,6 +64,13 @@ def test_images_that_differ_in_everything_may_be_changed_as_asked() -> None:
     assert suited(asked(1.25), images) == asked(1.25)
 
 
+def test_what_a_turn_does_is_judged_at_the_aspect_ratio_of_the_images() -> None:
+    # Squashed, a turned arrow would be sheared, and like no other.
+    wide = [np.pad(each, ((0, 0), (72, 72), (0, 0)), constant_values=0.2) for each in arrows(180)]
+    config = DataConfig(image_size=48, variation=VariationConfig(rotation=20), stray=1.25)
+    assert suited(config, wide).variation.rotation > 10
+
+
 def test_each_image_is_judged_beside_its_like() -> None:
     # Noise is far from everything, which makes no room for arrows that all point the same way.
     rng = np.random.default_rng(0)

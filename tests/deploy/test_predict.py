@@ -16,9 +16,13 @@ from PIL import Image
 import patchguard
 from patchguard import cli
 from patchguard.data.images import save_png
+from patchguard.data.preprocess import Preprocessor
 from patchguard.deploy import predict, prediction_folder
-from patchguard.deploy.prediction_folder import Prediction
+from patchguard.deploy.calibration import Calibration
+from patchguard.deploy.pipeline import Pipeline
+from patchguard.deploy.prediction_folder import Prediction, PredictionFolder
 from patchguard.errors import PatchGuardError
+from patchguard.integrations.function import FunctionDetector
 from platforms import named, needs_links
 
 
@@ -258,3 +262,24 @@ def test_the_table_is_the_journal(run: Path, images: Path) -> None:
     assert noted == json.loads(Path("out/scores.json").read_text())
     assert lines[-1] == {"finished": True}
     assert list(rows(Path("out"))[0]) == prediction_folder.COLUMNS
+
+
+def test_maps_of_a_detector_of_another_shape_come_back_at_that_of_the_image(tmp_path: Path) -> None:
+    across = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    save_png(tmp_path / "ramp.png", across)
+    pipeline = Pipeline(
+        Preprocessor((12, 40)),
+        FunctionDetector(lambda images: images.mean(1), image_size=(12, 40)),
+        Calibration.from_scores(np.linspace(0, 1, 20), 0.1),
+    )
+    out = PredictionFolder(tmp_path / "out", {})
+    out.open(overwrite=False)
+    inputs = predict.find_inputs([tmp_path / "ramp.png"])
+    (row,) = predict.write_predictions(pipeline, inputs, out, maps=True, each=lambda row: None)
+    out.close()
+    assert row.verdict != "error"
+    found = np.load(tmp_path / "out/maps/ramp.png.npy")
+    assert found.shape == (48, 64)
+    np.testing.assert_allclose(found, across / 255, atol=0.02)
+    with Image.open(tmp_path / "out/overlays/ramp.png.png") as overlay:
+        assert overlay.size == (64, 48)

@@ -27,7 +27,15 @@ from patchguard.config import load_recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.report.contents import training_curves
-from patchguard.report.pictures import LARGEST_SIDE, ColourScale, magnification, perturbation
+from patchguard.report.pictures import (
+    LARGEST_SIDE,
+    ColourScale,
+    heat_map,
+    magnification,
+    mask,
+    perturbation,
+    picture,
+)
 from patchguard.report.render import render_report
 from patchguard.report.wording import verdict
 from patchguard.results.files import read_as
@@ -477,6 +485,17 @@ def test_a_perturbation_of_pure_noise_is_shown_as_it_is() -> None:
     uri = perturbation(image + 4 / 255 * signs, image, 31)
     shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert (np.sign(np.asarray(shown) / 255 - 0.5) == signs).mean() > 0.99
+
+
+def test_pictures_keep_the_aspect_ratio() -> None:
+    def size(uri: str) -> tuple[int, int]:
+        return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
+
+    wide, tall = np.zeros((LARGEST_SIDE, 2 * LARGEST_SIDE, 3)), np.zeros((4 * LARGEST_SIDE, 40, 3))
+    assert size(picture(wide)) == size(mask(wide[..., 0])) == (LARGEST_SIDE, LARGEST_SIDE // 2)
+    assert size(perturbation(tall, tall, 2)) == (10, LARGEST_SIDE)
+    assert size(heat_map(tall[..., 0], ColourScale(0, 1))) == (10, LARGEST_SIDE)
+    assert size(picture(wide[:9, :20])) == (20, 9)
 
 
 def test_a_colour_scale_spans_all_its_maps() -> None:

@@ -40,6 +40,19 @@ def test_a_result_survives_the_round_trip(tmp_path: Path) -> None:
     assert strict(path)["patchguard_metrics"] == 2
 
 
+def test_a_resolution_is_height_and_width_and_was_the_side_of_a_square(tmp_path: Path) -> None:
+    content = metrics(0.4)
+    for given, found in ((112, (112, 112)), ([112, 224], (112, 224))):
+        content["protocol"]["attacked_resolution"] = given
+        path = write_json(result_of(content), tmp_path / "metrics.json")
+        assert strict(path)["protocol"]["attacked_resolution"] == list(found)
+        assert read_as(Result, path).protocol.attacked_resolution == found
+    damaged = path.read_text().replace("224", "-1")
+    path.write_text(damaged)
+    with pytest.raises(PatchGuardError, match=r"attacked_resolution\[1\] is -1"):
+        read_as(Result, path)
+
+
 def test_missing_and_infinite_numbers_have_one_form_for_strict_parsers(tmp_path: Path) -> None:
     content = metrics(math.nan)
     content["scores"]["clean"] = [-math.inf, *content["scores"]["clean"][1:]]

@@ -171,16 +171,14 @@ class Pixels:
         return self.rows(0, self.shape[0])
 
     def resized(self, shape: tuple[int, int]) -> FloatArray:
-        """Resized to [*shape, 3] in [0, 1], antialiased bilinear.
+        """Squashed to [H, W, 3] in [0, 1], [H, W] = ``shape``, antialiased bilinear.
 
         The aspect ratio is not kept. Computed in floating point: 16-bit images keep their depth.
         """
         if self.deep:
             grey = np.clip(_resize(self._floats(self.values), shape), 0.0, 1.0)
             return np.repeat(grey[..., None], 3, axis=2)
-        channels = [
-            _resize(self._floats(self.values[..., channel]), shape) for channel in range(3)
-        ]
+        channels = [_resize(self._floats(self.values[..., channel]), shape) for channel in range(3)]
         return np.clip(np.stack(channels, axis=2), 0.0, 1.0)
 
     def _floats(self, values: npt.NDArray[Any]) -> FloatArray:
@@ -276,9 +274,9 @@ def read_mask(source: ImageSource | Path) -> BoolArray:
     return marked
 
 
-def resize_image(image: FloatArray, size: int) -> FloatArray:
-    """Squash an image `[H, W, 3]` in [0, 1] to `[size, size, 3]`: :meth:`Pixels.resized`."""
-    return Pixels.of(image).resized((size, size))
+def resize_image(image: FloatArray, shape: tuple[int, int]) -> FloatArray:
+    """Squash an image `[h, w, 3]` in [0, 1] to `[H, W, 3]`: :meth:`Pixels.resized`."""
+    return Pixels.of(image).resized(shape)
 
 
 def resize_map(anomaly_map: FloatArray, shape: tuple[int, int]) -> FloatArray:

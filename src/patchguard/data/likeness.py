@@ -8,6 +8,7 @@ too, they leave room for every change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ MOST_IMAGES = 64
 """More are not compared: distances grow with their square."""
 FEWEST_IMAGES = 4
 """Of fewer nothing is said, and everything allowed."""
-_SIZE = 64
+_SIDE = 64
 _DRAWS = 4
 _MOVEMENT = ("rotation", "zoom", "shift")
 _LIGHT = ("contrast", "brightness")
@@ -34,14 +35,14 @@ _STRENGTHS = [tenths / 10 for tenths in range(10, 0, -1)]
 def suited(config: DataConfig, images: Sequence[np.ndarray] | Stack) -> DataConfig:
     """The settings with those flips, and as much of the variation, as the images leave room for.
 
-    A changed image may lie ``config.stray`` times as far (Euclidean, at 64 px) from the nearest
-    other normal image as the image itself does: the median over images. Each flip, the movement
-    and the light are judged by themselves. Movement and light are weakened in steps of a tenth, and
-    left out where a tenth is too much.
+    A changed image may lie ``config.stray`` times as far (Euclidean, at the area of 64x64 px) from
+    the nearest other normal image as the image itself does: the median over images. Each flip, the
+    movement and the light are judged by themselves. Movement and light are weakened in steps of a
+    tenth, and left out where a tenth is too much.
 
     Args:
         config: what is asked for.
-        images: normal images to train on, float32 [S, S, 3] in [0, 1]. Equal ones count once.
+        images: normal images to train on, float32 [H, W, 3] in [0, 1]. Equal ones count once.
 
     Returns:
         The settings unchanged when ``config.stray`` is 0 or fewer than 4 images differ.
@@ -72,10 +73,17 @@ def suited(config: DataConfig, images: Sequence[np.ndarray] | Stack) -> DataConf
 
 
 def _compared(images: Sequence[np.ndarray] | Stack) -> np.ndarray:
-    """Those of the images that differ, at most 64 from all over them, small: [N, 64, 64, 3]."""
+    """Those of the images that differ, at most 64 from all over them, small: [N, h, w, 3]."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).round().astype(int)
-    small = [resize_image(images[index], _SIZE) for index in chosen]
+    small = [_small(images[index]) for index in chosen]
     return np.stack(list({image.tobytes(): image for image in small}.values()))
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """Of the image's own aspect ratio, as a turn of a squashed image shears what is in it."""
+    height, width = image.shape[:2]
+    scale = _SIDE / math.sqrt(height * width)
+    return resize_image(image, (max(1, round(scale * height)), max(1, round(scale * width))))
 
 
 def _varied(images: np.ndarray, config: VariationConfig) -> list[np.ndarray]:

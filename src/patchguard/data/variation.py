@@ -87,7 +87,10 @@ def vary(
 def _grid(
     angle: float, zoom: float, shift: list[float], shape: tuple[int, ...], box: Box
 ) -> Tensor:
-    """Where each pixel of a box is taken from, [1, h, w, 2], the sides of the image at -1 and 1."""
+    """Where each pixel of a box is taken from, [1, h, w, 2], the sides of the image at -1 and 1.
+
+    The turn is one of pixels, whatever the aspect ratio; the shift is relative to each side.
+    """
     across, down = shift
     height, width = shape
     y = (2 * (torch.arange(box.height) + box.top) + 1)[:, None] / height - 1

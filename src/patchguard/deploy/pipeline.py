@@ -27,7 +27,7 @@ class Judgement:
         score: raw image score, higher is more anomalous.
         p_value: conformal p-value: small where few held-out normals score as high.
         anomalous: the score exceeds the calibrated threshold.
-        anomaly_map: raw, [S, S] at the detector's size.
+        anomaly_map: raw, [H, W] at the detector's resolution.
     """
 
     score: float

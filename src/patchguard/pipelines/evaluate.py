@@ -121,7 +121,7 @@ def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple
 
 
 def labelled(folder: ImageFolder, shape: tuple[int, int], tell: Tell) -> TestSet:
-    """The labelled test images of a folder; says what its ground truth allows."""
+    """The labelled test images of a folder at a shape; says what its ground truth allows."""
     if folder.has_masks:
         tell("pixel metrics at the resolution of the ground truth, which is never resized")
     else:
@@ -418,6 +418,7 @@ def _protocol(
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
     anomalous = int(test.labels.sum())
     default = PGD(image_score).steps
+    height, width = test.images.shape[-2:]
     return Protocol(
         legacy_steps=legacy[0].settings.get("steps", default) if legacy else None,
         suite=_suite_name(config, suite),
@@ -434,7 +435,7 @@ def _protocol(
             for member in members(threat)
         },
         looks=config.looks,
-        attacked_resolution=test.images.shape[-1],
+        attacked_resolution=(height, width),
         seed=seed,
         device=runtime.device.type,
         versions=versions(),

@@ -105,6 +105,7 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
     metrics, other = judged.metrics, twin.metrics if twin else None
+    resolution = wording.resolution(metrics.protocol.attacked_resolution)
     rates = tables.deployed(metrics)
     headline = metrics.headline()
     return {
@@ -134,7 +135,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "histograms": _histogram_panels(judged, OURS)
         + (_histogram_panels(twin, TWIN) if twin else []),
         "exhibition": _exhibition(judged, twin),
-        "protocol": _listed(metrics.protocol.told()),
+        "protocol": _listed({**metrics.protocol.told(), "attacked_resolution": resolution}),
         "test_images": _test_images(metrics),
         "tally": wording.tally(metrics),
         "level_of": LEVEL_OF,
@@ -185,7 +186,7 @@ def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if model.get("weights") not in (None, "none"):
         parts.append(f"weights {model['weights']}")
     if "image_size" in data:
-        parts.append(f"{data['image_size']} × {data['image_size']} px")
+        parts.append(wording.resolution(data["image_size"]))
     return ", ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,12 @@ def radius(norm: str, value: float) -> str:
 def number(value: float) -> str:
     """Three decimals, or a dash where there is no value."""
     return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else DASH
+
+
+def resolution(size: int | Sequence[int]) -> str:
+    """Height and width in pixels, of a square by its side, too."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} × {width} px"
 
 
 def percent(share: float) -> str:

@@ -58,6 +58,10 @@ def _json_of(value: float) -> float | str | None:
     return value if math.isfinite(value) else str(value)
 
 
+def _pair_of(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
 def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -79,6 +83,8 @@ Finite = Annotated[Annotated[float, Field(strict=True)] | None, BeforeValidator(
 Tally = Annotated[int, Field(strict=True, ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, BeforeValidator(_shown)]
+Resolution = Annotated[tuple[Tally, Tally], BeforeValidator(_pair_of)]
+"""Height and width in pixels; former versions wrote the side of a square."""
 
 
 class Record(BaseModel):
@@ -313,7 +319,7 @@ class Protocol(Record, extra="allow"):
     threats: dict[str, tuple[Text, ...]] = Field(min_length=1)
     attacks: dict[Text, Text]
     looks: Tally | None = None
-    attacked_resolution: Tally
+    attacked_resolution: Resolution
     seed: Tally
     device: Text
     versions: dict[Text, Text]

@@ -29,11 +29,11 @@ class PatchLoss:
         """The loss of each image, [B].
 
         Args:
-            logits: patch logits [B, h, h].
+            logits: patch logits [B, h, w].
             masks: [B, H, W]; a patch is anomalous where any of its pixels is, and left out where
                 too few are.
         """
-        target = patch_labels(masks, tuple(logits.shape[1:]))
+        target = patch_labels(masks, logits.shape[1:])
         loss = functional.binary_cross_entropy_with_logits(
             logits.float(),
             target,
@@ -44,8 +44,9 @@ class PatchLoss:
         return (loss * self._counted(masks, target)).sum((1, 2))
 
     def _counted(self, masks: Tensor, target: Tensor) -> Tensor:
-        """Where the patches [B, h, h] are normal, or anomalous enough."""
-        covered = functional.adaptive_avg_pool2d((masks[:, None] > 0).float(), target.shape[-1])
+        """Where the patches [B, h, w] are normal, or anomalous enough."""
+        height, width = target.shape[1:]
+        covered = functional.adaptive_avg_pool2d((masks[:, None] > 0).float(), (height, width))
         return (target == 0) | (covered[:, 0] >= self.least_cover)
 
     def __call__(

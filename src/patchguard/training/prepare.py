@@ -205,7 +205,7 @@ def _normals(
     sources = [sample.source for sample in samples]
     decides = f"{_digest(samples)} {[source.full_scale for source in sources]} {foreground} {size}"
     key = hashlib.sha256(decides.encode()).hexdigest()
-    images = (read_pixels(source).resized(size) for source in sources)
+    images = (read_pixels(source).resized((size, size)) for source in sources)
     masks = (
         resize_map(mask.astype(np.float32), size) > 0.5
         for mask in foreground_masks(sources, foreground)
