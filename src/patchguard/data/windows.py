@@ -77,7 +77,9 @@ def box_around(
     sides = [min(side, length) for length in mask.shape]
     pixels = np.flatnonzero(mask)
     if not len(pixels) or rng.random() < anywhere:
-        begins = [rng.integers(full - part + 1) for full, part in zip(mask.shape, sides, strict=True)]
+        begins = [
+            rng.integers(full - part + 1) for full, part in zip(mask.shape, sides, strict=True)
+        ]
     else:
         pixel = np.unravel_index(pixels[rng.integers(len(pixels))], mask.shape)
         begins = [

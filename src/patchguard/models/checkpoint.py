@@ -11,7 +11,14 @@ from safetensors.torch import load, save
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
 from patchguard.models.patchguard import PatchGuard, ViewScore
-from patchguard.results.model_file import ModelFile, Preprocessing, Score, describe, read_model, write_model
+from patchguard.results.model_file import (
+    ModelFile,
+    Preprocessing,
+    Score,
+    describe,
+    read_model,
+    write_model,
+)
 from patchguard.results.run_folder import CONFIG, MODEL, WEIGHTS, read_manifest, verify
 
 

@@ -101,7 +101,8 @@ class PatchGuard(Detector):
     ) -> None:
         super().__init__()
         self.config = config
-        self.span = tuple(span or (0.0, 1.0))
+        low, high = span or (0.0, 1.0)
+        self.span = (low, high)
         self.scores = dict(scores or dict.fromkeys(config.views, ViewScore(FEW)))
         run = named_run(config.weights)
         self.backbone = create_backbone(
@@ -252,9 +253,10 @@ class PatchGuard(Detector):
         """[B, R, C, D, g, g]; where the stem allows it, it runs once over what windows share."""
         patch, window = self.patch, self.config.window
         if not shares_stem(self.backbone):
-            at = [[patch * first for first in axis] for axis in (rows, cols)]
-            windows = cut(images, *at, window)
-            return self._embedded(windows.flatten(0, 2)).unflatten(0, windows.shape[:3])
+            down, right = ([patch * first for first in axis] for axis in (rows, cols))
+            windows = cut(images, down, right, window)
+            found = self._embedded(windows.flatten(0, 2))
+            return found.view(*windows.shape[:3], *found.shape[1:])
         first = max(0, rows[0] - REACH)
         last = rows[-1] + self.grid + REACH
         shared = self._embedded(images[:, :, patch * first : patch * last])

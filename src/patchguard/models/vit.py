@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from patchguard.errors import PatchGuardError
 from patchguard.models.weights import load_backbone, load_timm_backbone
 
+Norm = Callable[[int], nn.Module]
+"""Makes a norm from the number of channels."""
+
 
 def group_norm(channels: int) -> nn.Module:
     """A norm over all channels and positions together."""
@@ -28,7 +31,7 @@ def group_norm(channels: int) -> nn.Module:
 class Refinement(nn.Module):
     """Adds to features [B, C, h, w] what a 3x3 convolution sees around them; nothing at first."""
 
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
         self.change = nn.Sequential(
             norm(channels),
@@ -70,7 +73,7 @@ class ConvStem(nn.Module):
         patch_size: int,
         embed_dim: int,
         in_chans: int = 3,
-        norm: Callable[[int], nn.Module] = group_norm,
+        norm: Norm = group_norm,
         refined: bool = False,
         first: int = 2,
         **_: Any,
@@ -100,7 +103,9 @@ class ConvStem(nn.Module):
         return self.patch_size[0] if as_scalar else self.patch_size
 
 
-def patchguard_mini(image_size: int, patch_size: int = 16, first: int = 2, norm=group_norm) -> VisionTransformer:
+def patchguard_mini(
+    image_size: int, patch_size: int = 16, first: int = 2, norm: Norm = group_norm
+) -> VisionTransformer:
     """Refined convolutional stem, width 128, 3 blocks of 4 heads, average-pooled (no class token).
 
     Small enough to be trained from random weights on a CPU.
@@ -192,8 +197,8 @@ def embedded(backbone: VisionTransformer, images: Tensor) -> Tensor:
     """Patch embeddings [B, C, h, w] of normalised images [B, 3, H, W] of whole patches."""
     patch = backbone.patch_embed.patch_size[0]
     tokens: Tensor = backbone.patch_embed(images)
-    grid = images.shape[-2] // patch, images.shape[-1] // patch
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    height, width = images.shape[-2] // patch, images.shape[-1] // patch
+    return tokens.transpose(1, 2).reshape(len(images), -1, height, width)
 
 
 def encoded(backbone: VisionTransformer, embeddings: Tensor) -> Tensor:
@@ -236,7 +241,7 @@ def _from_timm(name: str, image_size: int, pretrained: bool) -> VisionTransforme
             name, pretrained=pretrained, img_size=image_size, num_classes=0
         )
     except AssertionError as error:
-        raise PatchGuardError(f"data.image_size {image_size}: {error}") from error
+        raise PatchGuardError(f"model.window {image_size}: {error}") from error
     except TypeError as error:
         raise PatchGuardError(f"model.backbone {name!r} is not a Vision Transformer") from error
     except (OSError, RuntimeError) as error:
@@ -269,6 +274,6 @@ def _check_size(backbone: VisionTransformer, image_size: int, name: str) -> None
     if image_size % patch:
         lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
         raise PatchGuardError(
-            f"data.image_size {image_size} is not a multiple of {name}'s patch size {patch}; "
+            f"model.window {image_size} is not a multiple of {name}'s patch size {patch}; "
             f"use {lower or upper} or {upper}"
         )

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional
 
+
 def first_patches(patches: int, window: int, stride: int) -> list[int]:
     """Where windows begin that cover an axis evenly, at most ``stride`` apart.
 
@@ -50,7 +51,7 @@ def cut(images: Tensor, rows: list[int], cols: list[int], window: int) -> Tensor
     down = (torch.tensor(rows, device=images.device)[:, None] + offsets).flatten()
     right = (torch.tensor(cols, device=images.device)[:, None] + offsets).flatten()
     strips = images.index_select(2, down).index_select(3, right)
-    split = strips.unflatten(3, (len(cols), window)).unflatten(2, (len(rows), window))
+    split = strips.reshape(*strips.shape[:2], len(rows), window, len(cols), window)
     return split.permute(0, 2, 4, 1, 3, 5)
 
 

@@ -38,10 +38,11 @@ from patchguard.results.run_folder import (
 )
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
+from patchguard.training.ladder import ladder, told
 from patchguard.training.module import defended_eps
 from patchguard.training.prepare import PreparedImages, prepare
-from patchguard.training.views import choose_scores
 from patchguard.training.train import check_settings, total_steps, train
+from patchguard.training.views import choose_scores
 
 
 def undefended(settings: FitConfig) -> FitConfig:
@@ -214,10 +215,18 @@ def fit_detector(
         eps=defended_eps(recipe.training, detector.contrast),
         seed=settings.seed,
     )
-    write_config(folder, settings, known | training)
     save_detector(detector, folder, material.shape, material.folder.full_scale)
     calibration = calibrate(detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)
+    training["ladder"] = ladder(
+        detector,
+        material.held_out,
+        material.data.anomalies,
+        calibration.threshold,
+        settings.seed,
+    )
+    tell(told(training["ladder"]))
+    write_config(folder, settings, known | training)
     seal(folder, CONFIG, *_detector_files(folder))
     (folder / RESUME).unlink()
 

@@ -185,8 +185,10 @@ def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     parts = [str(model["backbone"])] if "backbone" in model else []
     if model.get("weights") not in (None, "none"):
         parts.append(f"weights {model['weights']}")
-    if "image_size" in data:
+    if "image_size" in data:  # of before windows
         parts.append(wording.resolution(data["image_size"]))
+    elif {"views", "window"} <= model.keys() and "resolution" in data:
+        parts.append(wording.looks(model["views"], model["window"], data["resolution"]))
     return ", ".join(parts)
 
 

@@ -91,6 +91,15 @@ def resolution(size: int | Sequence[int]) -> str:
     return f"{height} × {width} px"
 
 
+def looks(views: Sequence[str], window: int, side: int | str) -> str:
+    """How a network looks at images: such as ``windows of 112 px at 448 px, and the whole``."""
+    if "windows" not in views:
+        return f"the whole at {resolution((window, window))}"
+    at = f"{side} px" if isinstance(side, int) else f"{side} resolution"
+    whole = ", and the whole" if "whole" in views else ""
+    return f"windows of {window} px at {at}{whole}"
+
+
 def percent(share: float) -> str:
     """A share in [0, 1] with one decimal, or a dash where there is no value."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else DASH

@@ -124,5 +124,5 @@ def _scores(detector: PatchGuard, images: Tensor) -> np.ndarray:
     device = device_of(detector)
     with full_precision():
         return torch.cat(
-            [detector(batch.to(device)).score.cpu() for batch in images.split(4)]
+            [detector(batch.to(device)).score.cpu() for batch in torch.split(images, 4)]
         ).numpy()

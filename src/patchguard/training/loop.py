@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchguard.files import encodable
-from patchguard.reporter import Advance
 from patchguard.models.patchguard import Placed
+from patchguard.reporter import Advance
 from patchguard.results.run_folder import RESUME
 from patchguard.runtime import Runtime
 from patchguard.stopping import StopRequest

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from patchguard.arrays import FloatArray
 from patchguard.config import DataConfig, ForegroundConfig, ModelConfig
 from patchguard.data.folder import FullScale, ImageFolder, require_labelled, scan
 from patchguard.data.foreground import chosen_method, foreground_masks
 from patchguard.data.images import ImageSource, read_pixels, resize_map
 from patchguard.data.likeness import suited
-from patchguard.data.span import ranged
 from patchguard.data.samples import Sample
+from patchguard.data.span import ranged
 from patchguard.data.split import split_normals
 from patchguard.data.stack import Stack, stacked
-from patchguard.models.windows import windows_over
 from patchguard.errors import PatchGuardError
+from patchguard.models.windows import windows_over
 from patchguard.reporter import Tell
 
 SMALLEST_CALIBRATION_SHARE = 0.1
@@ -162,8 +161,8 @@ def working_shape(
     chosen = np.linspace(0, len(sources) - 1, min(len(sources), _LOOKED_AT)).round().astype(int)
     sizes = np.array([read_pixels(sources[index]).shape for index in chosen])
     longer = float(np.median(sizes.max(axis=1)))
-    tall, wide = 1.0, float(np.exp(np.median(np.log(sizes[:, 1] / sizes[:, 0]))))
-    aspect = np.array([tall, wide]) / max(tall, wide)
+    wide = float(np.exp(np.median(np.log(sizes[:, 1] / sizes[:, 0]))))
+    aspect = (1 / max(1.0, wide), wide / max(1.0, wide))
     side = longer if isinstance(config.resolution, str) else config.resolution
     shape = _shaped(side, aspect, model.window)
     while config.resolution == "auto" and _windows_of(shape, model) > MOST_WINDOWS:
@@ -172,7 +171,7 @@ def working_shape(
     return shape
 
 
-def _shaped(longer: float, aspect: FloatArray, window: int) -> tuple[int, int]:
+def _shaped(longer: float, aspect: tuple[float, float], window: int) -> tuple[int, int]:
     longer = max(longer, window)
     height, width = (round(longer * side) for side in aspect)
     return height, width
@@ -180,7 +179,8 @@ def _shaped(longer: float, aspect: FloatArray, window: int) -> tuple[int, int]:
 
 def _windows_of(shape: tuple[int, int], model: ModelConfig) -> int:
     """About how many windows cover an image: as with patches of 16 px."""
-    return windows_over(shape, model.window, _STEP, max(1, int(model.stride * model.window / _STEP)))
+    stride = max(1, int(model.stride * model.window / _STEP))
+    return windows_over(shape, model.window, _STEP, stride)
 
 
 def tell_of(folder: ImageFolder, tell: Tell) -> None:
@@ -205,7 +205,7 @@ def _normals(
     sources = [sample.source for sample in samples]
     decides = f"{_digest(samples)} {[source.full_scale for source in sources]} {foreground} {size}"
     key = hashlib.sha256(decides.encode()).hexdigest()
-    images = (read_pixels(source).resized((size, size)) for source in sources)
+    images = (read_pixels(source).resized(size) for source in sources)
     masks = (
         resize_map(mask.astype(np.float32), size) > 0.5
         for mask in foreground_masks(sources, foreground)

@@ -100,7 +100,7 @@ def choose_scores(
         seed: of the pseudo-anomalies and the attack.
     """
     normals, made = _pairs(held_out, anomalies, detector.config.window, seed)
-    evidence = {}
+    evidence: dict[str, Any] = {}
     for view in detector.config.views:
         counts = _counts(detector, view, normals)
         found = _compared(Alone(detector, view, counts), normals, made, SHARE_OF_EPS * eps, seed)
@@ -140,9 +140,7 @@ def _counts(detector: PatchGuard, view: View, images: Tensor) -> list[int]:
     return sorted({max(1, round(share * patches)) for share in detector.config.top})
 
 
-def _compared(
-    view: Alone, normals: Tensor, made: Tensor, eps: float, seed: int
-) -> list[Candidate]:
+def _compared(view: Alone, normals: Tensor, made: Tensor, eps: float, seed: int) -> list[Candidate]:
     clean = [_scores(view, images) for images in (normals, made)]
     attacked = clean
     if eps and len(view.counts) > 1:
@@ -165,7 +163,7 @@ def _attacked(view: Alone, images: Tensor, anomalous: bool, eps: float, seed: in
     device = device_of(view.detector)
     attack = PGD(image_score, steps=STEPS)
     found = []
-    for batch in images.to(device).split(2):
+    for batch in torch.split(images.to(device), 2):
         labels = torch.full((len(batch),), anomalous, device=device)
         masks = torch.zeros_like(batch[:, 0])
         generator = torch.Generator(device).manual_seed(seed)
@@ -177,7 +175,7 @@ def _attacked(view: Alone, images: Tensor, anomalous: bool, eps: float, seed: in
 def _scores(view: Alone, images: Tensor) -> np.ndarray:
     device = device_of(view.detector)
     with full_precision():
-        parts = [view.scores(batch.to(device)).double().cpu() for batch in images.split(4)]
+        parts = [view.scores(batch.to(device)).double().cpu() for batch in torch.split(images, 4)]
     return torch.cat(parts).numpy()
 
 
