@@ -158,9 +158,9 @@ def sides_on(
             then small beside a window too, and nothing is larger than one.
     """
     scale = math.sqrt(foreground)
-    small, large = (
-        (scale, scale) if window is None else (min(scale, window), min(scale, 2 * window))
-    )
+    small = large = scale
+    if window is not None:
+        small, large = min(scale, window), min(scale, 2 * window)
     return max(config.side_min * small, _MIN_SIDE), max(config.side_max * large, _MIN_SIDE)
 
 

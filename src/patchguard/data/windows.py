@@ -75,13 +75,11 @@ def box_around(
         anywhere: how often the square lies anywhere instead; always with an empty mask.
     """
     sides = [min(side, length) for length in mask.shape]
-    pixels = np.flatnonzero(mask)
-    if not len(pixels) or rng.random() < anywhere:
-        begins = [
-            rng.integers(full - part + 1) for full, part in zip(mask.shape, sides, strict=True)
-        ]
+    inside = np.flatnonzero(mask)
+    if not len(inside) or rng.random() < anywhere:
+        begins = [rng.integers(room + 1) for room in np.array(mask.shape) - sides]
     else:
-        pixel = np.unravel_index(pixels[rng.integers(len(pixels))], mask.shape)
+        pixel = np.unravel_index(inside[rng.integers(len(inside))], mask.shape)
         begins = [
             np.clip(at - rng.integers(part), 0, full - part)
             for at, full, part in zip(pixel, mask.shape, sides, strict=True)

@@ -207,28 +207,30 @@ def fit_detector(
         "selection": {"rule": trained.selection, "on_test": False},
     }
     detector = trained.detector.to(runtime.device)
-    tell("choosing how the views are scored, on held-out normals and pseudo-anomalies")
-    training["scores"] = choose_scores(
-        detector,
-        material.held_out,
-        material.data.anomalies,
-        eps=defended_eps(recipe.training, detector.contrast),
-        seed=settings.seed,
-    )
+    judged = _judge(detector, material, settings, folder, tell)
+    write_config(folder, settings, known | training | judged)
+    seal(folder, CONFIG, *_detector_files(folder))
+    (folder / RESUME).unlink()
+
+
+def _judge(
+    detector: PatchGuard, material: PreparedImages, settings: FitConfig, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    """Score, save and calibrate a trained detector; returns what was found out on the way.
+
+    All of it on held-out normals.
+    """
+    tell("choosing how many patches the image score averages, on held-out normals under attack")
+    anomalies = material.data.anomalies
+    eps = defended_eps(settings.recipe.training, detector.contrast)
+    scores = choose_scores(detector, material.held_out, anomalies, eps=eps, seed=settings.seed)
     save_detector(detector, folder, material.shape, material.folder.full_scale)
     calibration = calibrate(detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)
-    training["ladder"] = ladder(
-        detector,
-        material.held_out,
-        material.data.anomalies,
-        calibration.threshold,
-        settings.seed,
-    )
-    tell(told(training["ladder"]))
-    write_config(folder, settings, known | training)
-    seal(folder, CONFIG, *_detector_files(folder))
-    (folder / RESUME).unlink()
+    threshold = calibration.threshold
+    rungs = ladder(detector, material.held_out, anomalies, threshold, settings.seed)
+    tell(told(rungs))
+    return {"scores": scores, "ladder": rungs}
 
 
 def _detector_files(folder: Path) -> list[str]:

@@ -124,9 +124,8 @@ class TrainingImages(Dataset[Batch]):
             _at_least(stack[index], self.window) for stack in (self.images, self.foregrounds)
         )
         region = box_around(foreground, 2 * self.window, rng, anywhere=self.config.anywhere)
-        sides = sides_on(
-            int(np.count_nonzero(foreground)) or foreground.size, anomalies, self.window
-        )
+        area = int(np.count_nonzero(foreground)) or foreground.size
+        sides = sides_on(area, anomalies, self.window)
         normal, shown, flips = varied(image, foreground, rng, self.config, region)
         anomalous, mask = make_pseudo_anomaly(normal, shown, rng, anomalies, sides)
         boxes = [
