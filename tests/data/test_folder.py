@@ -526,6 +526,28 @@ def test_12_bit_values_in_16_bit_files(tmp_path):
         scan(tmp_path, full_scale=2000)
 
 
+@pytest.mark.parametrize(("highest", "scale"), [(1.0, 1), (40.0, 63), (255.5, 511)])
+def test_an_automatic_full_scale_holds_all_values_of_floats(tmp_path, highest, scale):
+    for seed in range(3):
+        values = np.random.default_rng(seed).uniform(0, highest, (24, 20)).astype(np.float32)
+        values[0, 0] = highest
+        Image.fromarray(values).save(tmp_path / f"{seed}.tif")
+    folder = scan(tmp_path, full_scale="auto")
+    assert folder.full_scale == scale
+    assert "black" not in told(folder, "the images use values")
+    assert read_image(folder.train[0].source).max() == pytest.approx(highest / scale)
+
+
+def test_a_value_without_bounds_is_a_fault_also_with_an_automatic_full_scale(tmp_path):
+    deep(tmp_path / "a.tif", 0, 100)
+    values = np.full((24, 20), 0.5, np.float32)
+    values[0, 0] = np.inf
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    folder = scan(tmp_path, full_scale="auto")
+    assert [path.name for path, _ in folder.skipped] == ["b.tif"]
+    assert "values from 0.5 to inf, expected finite ones" in folder.skipped[0][1]
+
+
 def test_the_range_in_use_is_told(tmp_path):
     write(tmp_path / "a.png")
     assert "of 0 to 255" in told(scan(tmp_path), "the images use values")

@@ -398,7 +398,7 @@ def _resolved(full_scale: FullScale, normals: Sequence[tuple[Sample, Facts]]) ->
     if full_scale != "auto":
         return full_scale
     deep = deep_range([facts for _, facts in normals])
-    return None if deep is None else 2.0 ** max(8, int(deep.highest).bit_length()) - 1
+    return None if deep is None else 2.0 ** max(1, math.ceil(deep.highest).bit_length()) - 1
 
 
 def _scaled(samples: Iterable[Sample], scale: float | None) -> tuple[Sample, ...]:
