@@ -378,7 +378,7 @@ def predict(
     from patchguard.deploy.pipeline import load_pipeline
     from patchguard.deploy.predict import find_inputs, write_predictions
     from patchguard.deploy.prediction_folder import PredictionFolder
-    from patchguard.files import absolute
+    from patchguard.files import absolute, counted
     from patchguard.results.run_folder import manifest_digest
     from patchguard.runtime import Runtime
 
@@ -397,7 +397,7 @@ def predict(
         for path in folder.open(overwrite=overwrite):
             tell(f"{path} was changed since it was written and is left where it is")
         if folder.rows:
-            tell(f"{len(folder.rows)} images are done already")
+            tell(f"{counted(len(folder.rows), 'image')} done already")
         for line in others_told(inputs.listing, inputs.root):
             tell(line)
         return write_predictions(pipeline, inputs, folder, maps=maps, each=each)

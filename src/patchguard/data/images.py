@@ -151,6 +151,11 @@ class Pixels:
         return self.values.ndim == 2
 
     @property
+    def blank(self) -> bool:
+        """Of one colour all over."""
+        return bool((self.values == self.values[:1, :1]).all())
+
+    @property
     def range(self) -> Range:
         """What of its range the image uses."""
         return Range(float(self.values.min()), float(self.values.max()), self.full_scale)
