@@ -486,6 +486,14 @@ def test_checks_are_told_by_name_wherever_they_are_told() -> None:
     assert headline(card).startswith("UNRELIABLE: S14 (unbounded attack) fails | ")
 
 
+def test_what_a_kill_left_half_written_in_a_run_is_removed(copy: Path) -> None:
+    left = [copy / ".0123abcd.77.tmp", copy / "twin/.0123abcd.77.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    patchguard.write_report(copy)
+    assert not any(path.exists() for path in left)
+
+
 PRINTS = """
 import sys
 from patchguard import cli
