@@ -592,4 +592,4 @@ def test_a_synthetic_category_with_files_of_somebody_else_is_not_replaced(tmp_pa
         assert contents(tmp_path) == before
         foreign.unlink()
     write_benchmark(tmp_path, **settings, seed=1)  # type: ignore[arg-type]
-    assert json.loads((category / "synthetic.json").read_text())["seed"] == 1
+    assert json.loads((category / ".synthetic.json").read_text())["seed"] == 1
