@@ -511,6 +511,16 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert done.returncode == cli.CLOSED_PIPE
 
 
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no shell here")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_without_an_output_does_its_work(closed: str) -> None:
+    script = f'exec "$0" -c "$1" {closed}'
+    words = ["sh", "-c", script, sys.executable, PRINTS]
+    done = subprocess.run(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert done.stderr == b""
+    assert done.returncode == 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
 def test_a_full_disk_behind_the_output_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
