@@ -320,24 +320,26 @@ def write_leaderboard(
     """One page that compares all robustness cards below a folder.
 
     Args:
-        cards: a folder that holds ``card.json`` files at any depth; former ones do not count.
+        cards: a folder that holds ``card.json`` files at any depth; links are followed, former ones
+            do not count.
         out: HTML file to write.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
         PatchGuardError: no card, a damaged one, or a file of somebody else at ``out``.
     """
+    from patchguard.data.listing import list_folder
     from patchguard.pipelines.evaluate import CARD
     from patchguard.report.leaderboard import MARKS, render_leaderboard
     from patchguard.results.ownership import FORMER, check_file
 
-    found = sorted(
-        path for path in Path(cards).rglob(CARD) if FORMER not in path.relative_to(cards).parts
-    )
+    below = [path for path in list_folder(Path(cards)).others if path.name == CARD]
+    # One that a link leads to as well is one card.
+    found = {path.resolve(): path for path in below if FORMER not in path.relative_to(cards).parts}
     if not found:
         raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
     check_file(Path(out), "--out", MARKS)
-    path = render_leaderboard(found, Path(out))
+    path = render_leaderboard(list(found.values()), Path(out))
     _reporter(reporter).tell(f"leaderboard: {path}")
     return path
 

@@ -588,6 +588,15 @@ def test_a_study_whose_output_nobody_reads_ends(tmp_path: Path) -> None:
 
 
 @needs_links
+def test_a_card_that_links_lead_to_is_on_the_leaderboard_once(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "cards" / name).symlink_to(copy, target_is_directory=True)
+    page = patchguard.write_leaderboard(tmp_path / "cards", out=tmp_path / "board.html")
+    assert page.read_text().count('id="card-') == len(list(copy.rglob("card.json")))
+
+
+@needs_links
 def test_a_synthetic_category_with_files_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     settings = {"categories": ("fabric",), "train": 1, "test_good": 1, "test_per_defect": 1}
     (category,) = write_benchmark(tmp_path, **settings)  # type: ignore[arg-type]
