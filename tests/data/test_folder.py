@@ -581,6 +581,18 @@ def test_what_belongs_together_is_not_split(tmp_path, as_table):
     assert not {sample.group for sample in rest} & {sample.group for sample in held_out}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_group_is_trained_on(seed):
+    samples = [
+        Sample(
+            ImageSource(Path(f"{number}.png")), "good", group="A" if number < 30 else f"{number}"
+        )
+        for number in range(36)
+    ]
+    rest, held_out = split_normals(samples, 10, seed)
+    assert (len(rest), len(held_out)) == (30, 6)
+
+
 def test_groups_that_leave_images_out_are_refused(tmp_path):
     for name in ("a1.png", "b.png", "c2.png"):
         write(tmp_path / "data" / name)
