@@ -34,6 +34,14 @@ def test_what_is_not_given_is_left_to_the_verb() -> None:
     assert given("predict", "run", "a", "b") == {"run": "run", "images": ["a", "b"]}
 
 
+def test_files_may_stand_on_both_sides_of_an_option() -> None:
+    expected = {"run": "run", "images": ["a", "b"], "maps": True}
+    assert given("predict", "run", "a", "--maps", "b") == expected
+    assert given("predict", "run", "--maps", "a", "b") == expected
+    with pytest.raises(PatchGuardError, match="required: IMAGES"):
+        given("predict", "run", "--maps")
+
+
 def test_names_take_dashes_and_underscores_and_values_keep_theirs() -> None:
     for rate, size in (
         ("--false-alarm-rate", "--recipe.data.image-size=48"),

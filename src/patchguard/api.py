@@ -320,24 +320,26 @@ def write_leaderboard(
     """One page that compares all robustness cards below a folder.
 
     Args:
-        cards: a folder that holds ``card.json`` files at any depth; former ones do not count.
+        cards: a folder that holds ``card.json`` files at any depth; links are followed, former ones
+            do not count.
         out: HTML file to write.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
         PatchGuardError: no card, a damaged one, or a file of somebody else at ``out``.
     """
+    from patchguard.data.listing import list_folder
     from patchguard.pipelines.evaluate import CARD
     from patchguard.report.leaderboard import MARKS, render_leaderboard
     from patchguard.results.ownership import FORMER, check_file
 
-    found = sorted(
-        path for path in Path(cards).rglob(CARD) if FORMER not in path.relative_to(cards).parts
-    )
+    below = [path for path in list_folder(Path(cards)).others if path.name == CARD]
+    # One that a link leads to as well is one card.
+    found = {path.resolve(): path for path in below if FORMER not in path.relative_to(cards).parts}
     if not found:
         raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
     check_file(Path(out), "--out", MARKS)
-    path = render_leaderboard(found, Path(out))
+    path = render_leaderboard(list(found.values()), Path(out))
     _reporter(reporter).tell(f"leaderboard: {path}")
     return path
 
@@ -378,7 +380,7 @@ def predict(
     from patchguard.deploy.pipeline import load_pipeline
     from patchguard.deploy.predict import find_inputs, write_predictions
     from patchguard.deploy.prediction_folder import PredictionFolder
-    from patchguard.files import absolute
+    from patchguard.files import absolute, counted
     from patchguard.results.run_folder import manifest_digest
     from patchguard.runtime import Runtime
 
@@ -397,7 +399,7 @@ def predict(
         for path in folder.open(overwrite=overwrite):
             tell(f"{path} was changed since it was written and is left where it is")
         if folder.rows:
-            tell(f"{len(folder.rows)} images are done already")
+            tell(f"{counted(len(folder.rows), 'image')} done already")
         for line in others_told(inputs.listing, inputs.root):
             tell(line)
         return write_predictions(pipeline, inputs, folder, maps=maps, each=each)

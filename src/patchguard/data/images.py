@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -148,6 +149,11 @@ class Pixels:
     def deep(self) -> bool:
         """Of more than 8 bits a value."""
         return self.values.ndim == 2
+
+    @property
+    def blank(self) -> bool:
+        """Of one colour all over."""
+        return bool((self.values == self.values[:1, :1]).all())
 
     @property
     def range(self) -> Range:
@@ -351,9 +357,10 @@ def _deep_grey(image: Image.Image, source: ImageSource) -> Pixels:
     # Pillow inverts such files at 8 bits but not above.
     pixels = Pixels(np.array(image), full_scale, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
     lowest, highest, _ = pixels.range
-    if not (lowest >= 0 and highest <= full_scale):
+    if not (lowest >= 0 and highest <= full_scale and math.isfinite(highest)):
+        allowed = f"0 to {full_scale:g}" if math.isfinite(full_scale) else "finite ones from 0 up"
         raise PatchGuardError(
-            f"{source}: values from {lowest:g} to {highest:g}, expected 0 to {full_scale:g}; "
+            f"{source}: values from {lowest:g} to {highest:g}, expected {allowed}; "
             "save it as an 8- or 16-bit image, or train with --full-scale"
         )
     return pixels

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from patchguard.errors import PatchGuardError
-from patchguard.files import LOCK, is_partial, sole_writer, write_whole
+from patchguard.files import LOCK, is_partial, remove_partials, sole_writer, write_whole
 
 MARKER = ".patchguard"
 RUN, EVALUATION = "run", "evaluation"
@@ -80,6 +80,8 @@ def writing(folder: Path) -> Iterator[None]:
     above = folder.resolve().parent
     twin = folder.resolve().name == "twin" and _kind(above) == RUN
     with sole_writer(above if twin else folder):
+        for place in (folder, folder / "twin"):
+            remove_partials(place.glob(".*"))
         yield
 
 

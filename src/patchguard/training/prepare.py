@@ -12,7 +12,7 @@ import numpy as np
 
 from patchguard.config import DataConfig, ForegroundConfig, ModelConfig
 from patchguard.data.folder import FullScale, ImageFolder, require_labelled, scan
-from patchguard.data.foreground import chosen_method, foreground_masks
+from patchguard.data.foreground import chosen_method, foreground_masks, masks_decided_by
 from patchguard.data.images import ImageSource, read_pixels, resize_map
 from patchguard.data.likeness import suited
 from patchguard.data.samples import Sample
@@ -25,6 +25,9 @@ from patchguard.reporter import Tell
 
 SMALLEST_CALIBRATION_SHARE = 0.1
 LARGEST_CALIBRATION_SHARE = 1 / 3
+
+# Part of the names of kept images: raise it whenever the reading or resizing of images changes.
+_KEPT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -193,9 +196,12 @@ def tell_of(folder: ImageFolder, tell: Tell) -> None:
 
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
+    # Once a file, though each of its pages is a sample.
+    files = {sample.path for sample in samples}
+    read = {path: hashlib.sha256(path.read_bytes()).digest() for path in files}
     for sample in samples:
         digest.update(os.fsencode(sample.path.name))
-        digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
+        digest.update(read[sample.path])
     return digest.hexdigest()
 
 
@@ -203,8 +209,11 @@ def _normals(
     samples: Sequence[Sample], foreground: ForegroundConfig, size: tuple[int, int]
 ) -> Normals:
     sources = [sample.source for sample in samples]
-    decides = f"{_digest(samples)} {[source.full_scale for source in sources]} {foreground} {size}"
+    read = [(source.frame, source.full_scale) for source in sources]
+    decides = f"{_KEPT_VERSION} {_digest(samples)} {read} {size}"
     key = hashlib.sha256(decides.encode()).hexdigest()
+    decides = f"{key} {masks_decided_by(sources, foreground)}"
+    masks_key = hashlib.sha256(decides.encode()).hexdigest()
     images = (read_pixels(source).resized(size) for source in sources)
     masks = (
         resize_map(mask.astype(np.float32), size) > 0.5
@@ -214,5 +223,5 @@ def _normals(
     return Normals(
         names=tuple(sample.source.named(Path(sample.path.name)) for sample in samples),
         images=stacked(images, (*shape, 3), np.float32, f"{key}.images"),
-        foregrounds=stacked(masks, shape, np.bool_, f"{key}.foregrounds"),
+        foregrounds=stacked(masks, shape, np.bool_, f"{masks_key}.foregrounds"),
     )
