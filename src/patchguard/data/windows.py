@@ -66,7 +66,7 @@ def squeezed_mask(mask: BoolArray, window: int) -> BoolArray:
 def box_around(
     mask: BoolArray, side: int, rng: np.random.Generator, *, anywhere: float = 0.0
 ) -> Box:
-    """A square that shows a pixel of the mask somewhere, as far as the mask is that large.
+    """A square that shows a pixel of the mask near its middle, as far as the edges allow it.
 
     Args:
         mask: bool [H, W].
@@ -81,7 +81,7 @@ def box_around(
     else:
         pixel = np.unravel_index(inside[rng.integers(len(inside))], mask.shape)
         begins = [
-            np.clip(at - rng.integers(part), 0, full - part)
+            np.clip(at - rng.integers(part // 4, part - part // 4), 0, full - part)
             for at, full, part in zip(pixel, mask.shape, sides, strict=True)
         ]
     return Box(int(begins[0]), int(begins[1]), sides[0], sides[1])

@@ -21,8 +21,9 @@ from patchguard.attacks.suite import Member, members
 from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite
 from patchguard.data.folder import ImageFolder
 from patchguard.deploy.pipeline import load_pipeline
-from patchguard.detector import Detector
+from patchguard.detector import Detector, device_of
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.evaluation.budget import affordable, remember, remembered
 from patchguard.evaluation.protocol import (
     DetectorFacts,
     Evaluation,
@@ -173,6 +174,7 @@ def renew_run(
     """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
     if is_sealed(folder, METRICS):
         asked = _quick(config) if twin else config
+        asked = _as_begun(folder, asked)
         used = test if asked.images is None else test.subset(asked.images)
         protocol = _protocol(used, test_name, asked, data, seed, runtime)
         changed = _changed(folder, protocol.told())
@@ -285,6 +287,7 @@ def evaluate_into(
 
     Results that they take the place of are kept in a dated folder, unless they are the same.
     """
+    config = _within_its_minutes(folder, config, subject, test, runtime)
     began = time.monotonic()
     try:
         with runtime.reporter.progress("minute") as advance:
@@ -321,6 +324,33 @@ def evaluate_into(
     _write_card(folder, result, subject, evaluation.test, data)
     write_json(result, folder / METRICS)
     return evaluation
+
+
+def _as_begun(folder: Path, config: EvaluationConfig) -> EvaluationConfig:
+    """With the number of images of an evaluation that was begun with as many minutes."""
+    if config.minutes is None:
+        return config
+    count = remembered(folder / CACHE, suite_of(config), config.minutes)
+    return replace(config, minutes=None, images=count) if count else config
+
+
+def _within_its_minutes(
+    folder: Path, config: EvaluationConfig, subject: Subject, test: TestSet, runtime: Runtime
+) -> EvaluationConfig:
+    """With as many images as the minutes allow, where minutes are given."""
+    config = _as_begun(folder, config)
+    if config.minutes is None:
+        return config
+    suite = suite_of(config)
+    on_gpus = device_of(subject.detector).type != "cpu"
+    workers = max(1, len(runtime.gpus)) if on_gpus else torch.get_num_threads()
+    count = affordable(subject.detector, test, suite, config.minutes, workers)
+    remember(folder / CACHE, suite, config.minutes, count)
+    runtime.reporter.tell(
+        f"{count} of {len(test.names)} test images are attacked: about what {config.minutes:g} "
+        "minutes allow here"
+    )
+    return replace(config, minutes=None, images=count)
 
 
 def _former(folder: Path) -> Result | None:

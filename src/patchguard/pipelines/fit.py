@@ -175,6 +175,7 @@ def fit_detector(
         settings.seed,
         window=recipe.model.window,
         views=recipe.model.views,
+        in_windows=material.in_windows,
     )
     logs = (folder / RESUME).parent
     if not is_begun(folder):

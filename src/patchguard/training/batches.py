@@ -67,6 +67,7 @@ class TrainingImages(Dataset[Batch]):
         images: float32 [N, H, W, 3] in [0, 1].
         foregrounds: bool [N, H, W].
         config: pseudo-anomalies, flips and variation.
+        in_windows: the same where images are seen in windows; as ``config`` when absent.
         window: side in pixels of what the network sees at once.
         views: which views it has.
         seed: with epoch and index, the source of all of a sample's randomness.
@@ -81,10 +82,12 @@ class TrainingImages(Dataset[Batch]):
         *,
         window: int,
         views: Sequence[View],
+        in_windows: DataConfig | None = None,
     ) -> None:
         self.images = images
         self.foregrounds = foregrounds
         self.config = config
+        self.in_windows = in_windows or config
         self.seed = seed
         self.window = window
         self.wholes = config.wholes if len(views) > 1 else float("whole" in views)
@@ -126,7 +129,7 @@ class TrainingImages(Dataset[Batch]):
         region = box_around(foreground, 2 * self.window, rng, anywhere=self.config.anywhere)
         area = int(np.count_nonzero(foreground)) or foreground.size
         sides = sides_on(area, anomalies, self.window)
-        normal, shown, flips = varied(image, foreground, rng, self.config, region)
+        normal, shown, flips = varied(image, foreground, rng, self.in_windows, region)
         anomalous, mask = make_pseudo_anomaly(normal, shown, rng, anomalies, sides)
         boxes = [
             box_around(shown, self.window, rng, anywhere=self.config.anywhere),

@@ -14,7 +14,7 @@ from patchguard.config import DataConfig, ForegroundConfig, ModelConfig
 from patchguard.data.folder import FullScale, ImageFolder, require_labelled, scan
 from patchguard.data.foreground import chosen_method, foreground_masks, masks_decided_by
 from patchguard.data.images import ImageSource, read_pixels, resize_map
-from patchguard.data.likeness import suited
+from patchguard.data.likeness import boxes_on, suited
 from patchguard.data.samples import Sample
 from patchguard.data.span import ranged
 from patchguard.data.split import split_normals
@@ -55,7 +55,8 @@ class PreparedImages:
         held_out: normals for calibration and, without labelled defects, for the self-test.
         foreground: the method that was used.
         data: the settings, with the flips, the variation and the range of values that suit the
-            normals to train on.
+            normals to train on, seen as a whole.
+        in_windows: the same where they are seen in windows.
         sha256: of the names and contents of all these normals, in order.
         shape: height and width in pixels to which all images are brought.
     """
@@ -65,6 +66,7 @@ class PreparedImages:
     held_out: Normals
     foreground: str
     data: DataConfig
+    in_windows: DataConfig
     sha256: str
     shape: tuple[int, int]
 
@@ -74,15 +76,15 @@ class PreparedImages:
         return (
             f"{len(self.train.names)} normal images to train on, {len(self.held_out.names)} held "
             f"out for calibration, {len(self.folder.skipped)} skipped; "
-            f"foreground: {self.foreground}; varied by {self.changes}"
+            f"foreground: {self.foreground}; {self.shape[0]} x {self.shape[1]} px; "
+            f"varied by {self.changes}"
         )
 
     @property
     def changes(self) -> str:
         """What is done to the normals in training, as far as it is done."""
-        varied = [f"{name} {most:g}" for name, most in asdict(self.data.variation).items() if most]
-        flips = [f"{axis} flips" for axis in self.data.flips]
-        return ", ".join(flips + varied) or "nothing"
+        whole, windows = _changes(self.data), _changes(self.in_windows)
+        return whole if whole == windows else f"{windows} (as a whole by {whole})"
 
 
 def prepare(
@@ -129,15 +131,23 @@ def prepare(
     foreground = replace(config.foreground, method=method)
     shape = working_shape([sample.source for sample in train], config, model)
     normals = _normals(train, foreground, shape)
+    config = ranged(config, normals.images)
     return PreparedImages(
         folder,
         normals,
         _normals(calibration, foreground, shape),
         method,
-        ranged(suited(config, normals.images), normals.images),
+        suited(config, normals.images),
+        suited(config, normals.images, boxes_on(normals.foregrounds, model.window)),
         _digest((*train, *calibration)),
         shape,
     )
+
+
+def _changes(config: DataConfig) -> str:
+    varied = [f"{name} {most:g}" for name, most in asdict(config.variation).items() if most]
+    flips = [f"{axis} flips" for axis in config.flips]
+    return ", ".join(flips + varied) or "nothing"
 
 
 MOST_WINDOWS = 64
