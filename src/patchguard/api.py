@@ -129,7 +129,8 @@ def _fit(
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
     ownership.claim(folder, ownership.RUN)
-    fitting.write_training_gallery(material, folder / "anomalies.png", settings.seed)
+    picture = folder / "anomalies.png"
+    fitting.write_training_gallery(material, settings.recipe.model, picture, settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
         runs[folder / evaluating.TWIN] = fitting.undefended(settings)
@@ -444,8 +445,8 @@ def write_anomalies(
 ) -> Path:
     """A picture of training images, their foregrounds and pseudo-anomalies made from them.
 
-    They are the images that :func:`fit` trains on at its usual false-alarm rate, changed as it
-    changes them.
+    They are the images that :func:`fit` trains on at its usual false-alarm rate, and the windows
+    of them that its training sees, changed as it changes them.
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
@@ -458,16 +459,16 @@ def write_anomalies(
         PatchGuardError: bad input, or a file of somebody else at ``out``; its one line says what
             to do.
     """
-    from patchguard.anomalies.gallery import GALLERY_MARK
     from patchguard.pipelines import fit as fitting
     from patchguard.results.ownership import check_file
+    from patchguard.training.gallery import GALLERY_MARK
 
     check_file(Path(out), "--out", (GALLERY_MARK,))
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
     tell = _reporter(reporter).tell
     material = fitting.prepared(Path(data), settings, tell)
     tell(material.summary)
-    fitting.write_training_gallery(material, Path(out), seed)
+    fitting.write_training_gallery(material, settings.recipe.model, Path(out), seed)
     return Path(out)
 
 

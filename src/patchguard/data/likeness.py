@@ -48,8 +48,8 @@ def suited(
     Args:
         config: what is asked for.
         images: normal images to train on, float32 [H, W, 3] in [0, 1]. Equal ones count once.
-        boxes: squares of one size, of each of which images are compared by what they show in it;
-            by all of it when absent.
+        boxes: squares of one size; a change must leave what each of them shows near enough. All of
+            an image when absent.
 
     Returns:
         The settings unchanged when ``config.stray`` is 0 or fewer than 4 images differ.
@@ -63,13 +63,12 @@ def suited(
     apart = [_nearest(each, each) for each in shown]
 
     def near(*changes: Sequence[np.ndarray]) -> bool:
-        """Of each change, what it leaves in each of the boxes."""
-        ratios = [
-            torch.stack([_nearest(change[place], shown[place]) for change in changes]).mean(0)
-            / apart[place]
-            for place in range(len(boxes))
-        ]
-        return float(torch.cat(ratios).quantile(0.5)) <= config.stray
+        """Of each change, what it leaves in each of the boxes: near in all of them."""
+        for place, unchanged in enumerate(shown):
+            found = torch.stack([_nearest(change[place], unchanged) for change in changes]).mean(0)
+            if float((found / apart[place]).quantile(0.5)) > config.stray:
+                return False
+        return True
 
     def flipped(axis: Axis) -> list[np.ndarray]:
         turned = np.flip(normals, 1 + AXES.index(axis))

@@ -174,7 +174,9 @@ def evaluate_detector(
     if config.looks > 1:
         detector = Averaged(detector, config.looks)
         torch.manual_seed(seed)
-    clean = score_images(detector, test.images, config.batch_size)
+    at_once = detector.at_once(*test.images.shape[-2:]) or config.batch_size
+    batch_size = min(config.batch_size, at_once)
+    clean = score_images(detector, test.images, batch_size)
     if not np.isfinite(clean.scores).all() or not np.isfinite(clean.maps).all():
         raise PatchGuardError("the detector returns NaN or infinity for clean test images")
     with ExitStack() as stack:
@@ -187,7 +189,7 @@ def evaluate_detector(
             test,
             clean,
             store,
-            config.batch_size,
+            batch_size,
             seed,
             known.sources,
             parallel=config.looks == 1,

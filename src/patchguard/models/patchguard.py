@@ -31,10 +31,11 @@ from patchguard.models.windows import (
     padded,
     places,
     smoothing,
+    windows_over,
 )
 from patchguard.results.run_folder import named_run
 
-AT_ONCE = 64
+AT_ONCE, AT_ONCE_ON_GPU = 64, 1024
 """Windows in one pass; of more than that, activations are made again on the way back."""
 
 REACH = 3
@@ -141,6 +142,9 @@ class PatchGuard(Detector):
         """The backbone's transformer blocks, first to last."""
         return list(self.backbone.blocks)
 
+    def extra_repr(self) -> str:
+        return f"{self.scores}, span={self.span}"
+
     def forward(self, images: Tensor) -> Detection:
         seen = self.inspect(images)
         return Detection(seen.score, seen.anomaly_map)
@@ -156,6 +160,17 @@ class PatchGuard(Detector):
             patch_logits=joined,
             features=finest.features,
         )
+
+    def at_once(self, height: int, width: int) -> int | None:
+        windows = 1
+        if "windows" in self.config.views:
+            shape = (height, width)
+            windows += windows_over(shape, self.config.window, self.patch, self.stride)
+        return max(1, self._windows_at_once // windows)
+
+    @property
+    def _windows_at_once(self) -> int:
+        return AT_ONCE_ON_GPU if cast(Tensor, self.mean).is_cuda else AT_ONCE
 
     def views(self, images: Tensor) -> dict[View, Seen]:
         """What each view shows of images [B, 3, H, W] in [0, 1]."""
@@ -215,7 +230,7 @@ class PatchGuard(Detector):
         rows, cols = (first_patches(side, self.grid, self.stride) for side in patches)
         found = [
             self._strip(whole, some, cols, shape)
-            for some in _grouped(rows, max(1, AT_ONCE // (len(images) * len(cols))))
+            for some in _grouped(rows, max(1, self._windows_at_once // (len(images) * len(cols))))
         ]
         logits, tokens = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         channels = tokens.permute(0, 5, 1, 2, 3, 4).flatten(0, 1)
@@ -244,7 +259,7 @@ class PatchGuard(Detector):
             split = (len(images), len(rows), len(cols), self.grid, self.grid)
             return seen.logits.view(split), seen.features.view(*split, -1)
 
-        if torch.is_grad_enabled() and count > AT_ONCE:
+        if torch.is_grad_enabled() and count > self._windows_at_once:
             kept: tuple[Tensor, Tensor] = checkpoint(look, images, use_reentrant=False)
             return kept
         return look(images)

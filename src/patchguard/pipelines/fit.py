@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchguard.anomalies.gallery import gallery, write_gallery
-from patchguard.config import FitConfig, parse_eps
+from patchguard.config import FitConfig, ModelConfig, parse_eps
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import suite_of
@@ -38,6 +37,7 @@ from patchguard.results.run_folder import (
 )
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
+from patchguard.training.gallery import gallery, write_gallery
 from patchguard.training.ladder import ladder, told
 from patchguard.training.module import defended_eps
 from patchguard.training.prepare import PreparedImages, prepare
@@ -149,11 +149,24 @@ def check_same_changes(folder: Path, material: PreparedImages) -> None:
         )
 
 
-def write_training_gallery(material: PreparedImages, path: Path, seed: int) -> None:
+def write_training_gallery(
+    material: PreparedImages, model: ModelConfig, path: Path, seed: int
+) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
-    images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
-    picture = gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8)
-    write_gallery(path, picture)
+    write_gallery(path, gallery(training_images(material, model, seed)))
+
+
+def training_images(material: PreparedImages, model: ModelConfig, seed: int) -> TrainingImages:
+    """What training draws its examples from."""
+    return TrainingImages(
+        material.train.images,
+        material.train.foregrounds,
+        material.data,
+        seed,
+        window=model.window,
+        views=model.views,
+        in_windows=material.in_windows,
+    )
 
 
 def fit_detector(
@@ -167,16 +180,8 @@ def fit_detector(
         (folder / RESUME).unlink(missing_ok=True)
         return
     claim(folder, RUN)
-    normals, recipe = material.train, settings.recipe
-    dataset = TrainingImages(
-        normals.images,
-        normals.foregrounds,
-        material.data,
-        settings.seed,
-        window=recipe.model.window,
-        views=recipe.model.views,
-        in_windows=material.in_windows,
-    )
+    recipe = settings.recipe
+    dataset = training_images(material, recipe.model, settings.seed)
     logs = (folder / RESUME).parent
     if not is_begun(folder):
         # Curves of a start that left nothing to resume would be taken for a part of this one's.

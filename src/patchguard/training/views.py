@@ -4,11 +4,12 @@ How many of the largest patch logits an image score should average depends on th
 patch for a spot, many for a scratch, and under attack more, for an attacker moves a single patch
 further than many. No test image is looked at: the candidates are judged by how well they rank
 pseudo-anomalies above the held-out normals they are made from, both attacked. The held-out normals
-also bring the views to one scale.
+also bring the views to one scale, on which a view that ranks them badly has to be the more certain.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,6 +35,7 @@ STEPS = 10
 SHARE_OF_EPS = 0.25
 """The attack's radius as a fraction of the one of training."""
 _LEAST_SCALE = 1e-3
+_LEAST_WEIGHT = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Candidate:
     clean: float
     attacked: float
     gap: float
+
+    @property
+    def weight(self) -> float:
+        """Of a view in the joined score, in (0, 1]: twice how far its AUROC is above chance."""
+        return min(1.0, max(_LEAST_WEIGHT, self.clean + self.attacked - 1))
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -105,9 +112,10 @@ def choose_scores(
         counts = _counts(detector, view, normals)
         found = _compared(Alone(detector, view, counts), normals, made, SHARE_OF_EPS * eps, seed)
         best = max(found, key=lambda candidate: candidate.merit)
-        centre, scale = _spread_of(Alone(detector, view, [best.patches]), held_out)
-        if len(detector.config.views) == 1:
-            centre, scale = 0.0, 1.0
+        centre, scale = 0.0, 1.0
+        if len(detector.config.views) > 1:
+            centre, scale = _spread_of(Alone(detector, view, [best.patches]), held_out)
+            centre -= scale * math.log(best.weight)
         detector.scores[view] = ViewScore(best.patches, centre, scale)
         evidence[view] = {
             **asdict(detector.scores[view]),
@@ -119,15 +127,18 @@ def choose_scores(
 def _pairs(
     held_out: Normals, config: AnomalyConfig, window: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Normals [N, 3, H, W] from all over the held-out ones, and a pseudo-anomaly of each."""
+    """Normals [N, 3, H, W] from all over the held-out ones, and a pseudo-anomaly of each.
+
+    Sizes are those of the windows and of the whole in turn.
+    """
     count = min(MOST_IMAGES, len(held_out.names))
     chosen = np.linspace(0, len(held_out.names) - 1, count).round().astype(int)
     normals, made = [], []
-    for index in chosen:
+    for place, index in enumerate(chosen):
         image, foreground = held_out.images[index], held_out.foregrounds[index]
         area = int(np.count_nonzero(foreground)) or foreground.size
         rng = sample_rng(seed, 0, int(index))
-        sides = sides_on(area, config, window)
+        sides = sides_on(area, config, None if place % 2 else window)
         normals.append(to_tensor(image))
         made.append(to_tensor(make_pseudo_anomaly(image, foreground, rng, config, sides)[0]))
     return torch.stack(normals), torch.stack(made)
