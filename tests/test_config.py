@@ -92,6 +92,8 @@ def test_a_base_that_cannot_be_had_is_one_line(content: str, message: str, tmp_p
         (AnomalyConfig, {"side_min": 2}, "data.anomalies.side_min is 2; it must be at most 1"),
         (AnomalyConfig, {"shapes": ["star"]}, r"shapes is \['star'\]; it must be 'rectangle', "),
         (ModelConfig, {"window": "8"}, "model.window is '8'; it must be a whole number"),
+        (ModelConfig, {"views": ["whole", "windows"]}, r"must be \[windows\], \[whole\] or"),
+        (ModelConfig, {"views": ["whole", "whole"]}, "model.views is"),
         (DataConfig, {"stray": 0.5}, "data.stray is 0.5; it must be 0, or 1 or more"),
         (TrainingConfig, {"attention": {2: -1}}, "training.attention is .* at least 0"),
         (TrainingConfig, {"lr": float("inf")}, "training.lr is inf; it must be finite"),
