@@ -208,5 +208,7 @@ def test_a_run_of_format_1_is_loaded_reported_listed_and_compared(
     board = leaderboard.render_leaderboard(cards, tmp_path / "board.html")
     assert "run_format_1 twin" in board.read_text(encoding="utf-8")
     found = read(Planned(run_of_format_1, "disc", "fast", FitConfig(data="disc")))
+    assert found.settings.recipe.model.window == 32
+    assert found.settings.recipe.model.views == ["whole"]
     assert study.aurocs(found.metrics, "image")["4/255"] == 1.0
     assert worst_auroc(run_of_format_1 / "twin") == {"1/255": 1.0, "4/255": 0.1875}
