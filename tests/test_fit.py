@@ -456,7 +456,7 @@ def test_the_picture_of_anomalies_is_of_what_is_trained_on(
     wanted = required_normals(FitConfig(data="x").false_alarm_rate)
     material = prepared(tree, recipe, wanted)
     assert material.summary in reporter.told
-    fitting.write_training_gallery(material, tmp_path / "again.png", 0)
+    fitting.write_training_gallery(material, recipe.model, tmp_path / "again.png", 0)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 

@@ -37,5 +37,6 @@ def span_of(images: Sequence[np.ndarray] | Stack) -> tuple[float, float]:
         values.append(flat[:: max(1, len(flat) // _VALUES)])
     low, high = np.quantile(np.concatenate(values), [OUTSIDE, 1 - OUTSIDE])
     short = max(0.0, LEAST - (high - low)) / 2
-    low, high = max(0.0, low - short), min(1.0, high + short)
+    low = min(max(0.0, low - short), 1 - LEAST)
+    high = min(1.0, max(high + short, low + LEAST))
     return round(float(low), 4), round(float(high), 4)
