@@ -13,30 +13,23 @@ from patchguard.config import AXES, DataConfig, VariationConfig
 from patchguard.data.windows import Box
 
 
-def varied(
-    image: np.ndarray,
-    foreground: np.ndarray,
-    rng: np.random.Generator,
-    config: DataConfig,
-    box: Box | None = None,
+def flipped(
+    image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, config: DataConfig
 ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """A normal image flipped and varied at random, as training does.
+    """A normal image flipped at random, as training does before it varies it.
 
     Args:
         image: float32 [H, W, 3] in [0, 1].
         foreground: bool [H, W].
         rng: source of all randomness.
-        config: which flips, each half of the time, and how much variation.
-        box: the part of the result that is wanted; all of it when absent.
+        config: which flips, each half of the time.
 
     Returns:
-        An image and a foreground of the same types and ranges, of the box, and whether they were
-        flipped vertically and horizontally.
+        The image and its foreground, and whether they were flipped vertically and horizontally.
     """
     flips = [axis in config.flips and rng.random() < 0.5 for axis in AXES]
-    axes = tuple(axis for axis, flipped in enumerate(flips) if flipped)
-    image, foreground = np.flip(image, axes), np.flip(foreground, axes)
-    return *vary(image, foreground, rng, config.variation, box), flips
+    axes = tuple(axis for axis, turned in enumerate(flips) if turned)
+    return np.flip(image, axes), np.flip(foreground, axes), flips
 
 
 def vary(

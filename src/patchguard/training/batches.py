@@ -19,7 +19,7 @@ from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng, sides_on
 from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import AnomalyConfig, DataConfig, View
 from patchguard.data.stack import Stack
-from patchguard.data.variation import varied
+from patchguard.data.variation import flipped, vary
 from patchguard.data.windows import (
     WHOLE_PLACE,
     box_around,
@@ -114,7 +114,8 @@ class TrainingImages(Dataset[Batch]):
         """A normal image squeezed into a window, and a pseudo-anomaly made of that."""
         image = squeezed_image(self.images[index], self.window)
         foreground = squeezed_mask(self.foregrounds[index], self.window)
-        normal, foreground, flips = varied(image, foreground, rng, self.config)
+        image, foreground, flips = flipped(image, foreground, rng, self.config)
+        normal, foreground = vary(image, foreground, rng, self.config.variation)
         anomalous, mask = make_pseudo_anomaly(normal, foreground, rng, anomalies)
         return _Shown(normal, anomalous, mask, [WHOLE_PLACE] * 2, flips)
 
@@ -126,10 +127,11 @@ class TrainingImages(Dataset[Batch]):
         image, foreground = (
             _at_least(stack[index], self.window) for stack in (self.images, self.foregrounds)
         )
+        image, foreground, flips = flipped(image, foreground, rng, self.in_windows)
         region = box_around(foreground, 2 * self.window, rng, anywhere=self.config.anywhere)
         area = int(np.count_nonzero(foreground)) or foreground.size
         sides = sides_on(area, anomalies, self.window)
-        normal, shown, flips = varied(image, foreground, rng, self.in_windows, region)
+        normal, shown = vary(image, foreground, rng, self.in_windows.variation, region)
         anomalous, mask = make_pseudo_anomaly(normal, shown, rng, anomalies, sides)
         boxes = [
             box_around(shown, self.window, rng, anywhere=self.config.anywhere),
@@ -142,7 +144,7 @@ class TrainingImages(Dataset[Batch]):
             [
                 place_of(
                     box._replace(top=region.top + box.top, left=region.left + box.left),
-                    image.shape[:2],
+                    self.images.shape[1:3],
                 )
                 for box in boxes
             ],
