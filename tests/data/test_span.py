@@ -82,9 +82,7 @@ def test_pseudo_anomalies_of_darkened_images_are_those_of_the_original_darkened(
         expected, mask = make_pseudo_anomaly(
             bright, everywhere, np.random.default_rng(seed), config
         )
-        found, same = make_pseudo_anomaly(
-            bright / 3, everywhere, np.random.default_rng(seed), dark
-        )
+        found, same = make_pseudo_anomaly(bright / 3, everywhere, np.random.default_rng(seed), dark)
         assert np.array_equal(same, mask)
         np.testing.assert_allclose(3 * found, expected, atol=1e-4)
         change = np.abs(found - bright / 3)[mask].mean()
