@@ -172,6 +172,13 @@ class PatchGuard(Detector):
     def _windows_at_once(self) -> int:
         return AT_ONCE_ON_GPU if cast(Tensor, self.mean).is_cuda else AT_ONCE
 
+    def decided_by(self, images: Tensor) -> list[str] | None:
+        if len(self.config.views) == 1:
+            return None
+        scores = self.view_scores(self.views(images))
+        names = list(scores)
+        return [names[place] for place in torch.stack(list(scores.values())).argmax(0).tolist()]
+
     def views(self, images: Tensor) -> dict[View, Seen]:
         """What each view shows of images [B, 3, H, W] in [0, 1]."""
         return {view: self.look(images, view) for view in self.config.views}
