@@ -218,6 +218,11 @@ class ModelConfig(Settings, section="model"):
     blur_sigma: Positive = 3.0
     blur_radius: Natural = 7
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = (["windows"], ["whole"], ["windows", "whole"])
+        self.require(self.views in allowed, "views", "[windows], [whole] or [windows, whole]")
+
 
 @dataclass
 class InnerAttackConfig(Settings, section="training.attack"):

@@ -28,18 +28,18 @@ def arrows(angle: float, seed: int = 0) -> list[np.ndarray]:
 
 
 def asked(stray: float) -> DataConfig:
-    return DataConfig(image_size=48, variation=ASKED, stray=stray)
+    return DataConfig(variation=ASKED, stray=stray)
 
 
 def test_parts_that_lie_alike_are_hardly_turned_and_those_that_lie_anyhow_are() -> None:
-    asked = DataConfig(image_size=48, variation=VariationConfig(rotation=20, zoom=0.05), stray=1.25)
+    asked = DataConfig(variation=VariationConfig(rotation=20, zoom=0.05), stray=1.25)
     alike, anyhow = (suited(asked, arrows(angle)).variation for angle in (1, 180))
     assert alike.rotation < 3 < 10 < anyhow.rotation
     assert anyhow.rotation == pytest.approx(400 * anyhow.zoom, abs=0.4)
 
 
 def test_light_is_judged_apart_from_movement() -> None:
-    asked = DataConfig(image_size=48, variation=VariationConfig(rotation=5, contrast=1), stray=1.25)
+    asked = DataConfig(variation=VariationConfig(rotation=5, contrast=1), stray=1.25)
     found = suited(asked, arrows(180)).variation
     assert found.rotation > 2 and found.contrast < 0.5
 
@@ -67,7 +67,7 @@ def test_images_that_differ_in_everything_may_be_changed_as_asked() -> None:
 def test_what_a_turn_does_is_judged_at_the_aspect_ratio_of_the_images() -> None:
     # Squashed, a turned arrow would be sheared, and like no other.
     wide = [np.pad(each, ((0, 0), (72, 72), (0, 0)), constant_values=0.2) for each in arrows(180)]
-    config = DataConfig(image_size=48, variation=VariationConfig(rotation=20), stray=1.25)
+    config = DataConfig(variation=VariationConfig(rotation=20), stray=1.25)
     assert suited(config, wide).variation.rotation > 10
 
 

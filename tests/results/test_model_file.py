@@ -29,8 +29,8 @@ def with_dropped_setting(folder: Path) -> None:
 
 def test_a_new_run_describes_its_detector(run: Path) -> None:
     content = json.loads((run / MODEL).read_text())
-    assert content["patchguard_model"] == 1
-    assert content["preprocessing"] == {"image_size": 32}
+    assert content["patchguard_model"] == 2
+    assert content["preprocessing"]["shape"] == [32, 32]
     assert content["labels"] == {"normal": "normal", "anomalous": "anomalous"}
     assert content["architecture"]["backbone"] == "patchguard_mini"
     assert MODEL in json.loads((run / "manifest.json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchguard.config import DataConfig, ForegroundConfig
+from patchguard.config import DataConfig, ForegroundConfig, ModelConfig
 from patchguard.data import stack
 from patchguard.data.stack import MappedArray, Stack
 from patchguard.training.prepare import PreparedImages, prepare
@@ -23,7 +23,8 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def prepared(data: Path, foreground: ForegroundConfig, seed: int = 0) -> PreparedImages:
     return prepare(
         data,
-        DataConfig(image_size=16, foreground=foreground),
+        DataConfig(foreground=foreground),
+        ModelConfig(window=16, views=["whole"]),
         calibration_images=3,
         seed=seed,
         strict=False,

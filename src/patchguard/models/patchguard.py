@@ -156,7 +156,7 @@ class PatchGuard(Detector):
         joined = self._joined_logits({view: seen.logits for view, seen in views.items()})
         return Inspection(
             self._joined(self.view_scores(views)),
-            self.smooth(joined, images.shape[-2], images.shape[-1]),
+            self._map(joined, (images.shape[-2], images.shape[-1])),
             patch_logits=joined,
             features=finest.features,
         )
@@ -212,6 +212,17 @@ class PatchGuard(Detector):
             for patches, pixels in zip(logits.shape[1:], (height, width), strict=True)
         )
         return down @ precise @ right.T
+
+    def _map(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The pixel map [B, H, W] of the joined patch logits [B, h, w] of images of that shape.
+
+        Where the whole is all that is seen, the map is stretched as the images were squeezed.
+        """
+        window = self.config.window
+        if "windows" in self.config.views or shape == (window, window):
+            return self.smooth(logits, *shape)
+        small = self.smooth(logits, window, window)[:, None]
+        return nn.functional.interpolate(small, shape, mode="bilinear", align_corners=False)[:, 0]
 
     def _embedded(self, images: Tensor) -> Tensor:
         """Patch embeddings [B, C, h, w] of images [B, 3, H, W] of whole patches."""
