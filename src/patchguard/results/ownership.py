@@ -56,16 +56,16 @@ def check_own(folder: Path, kind: str) -> None:
         raise PatchGuardError(f"{folder} is {_SPOKEN[found]} already: choose another --out")
 
 
-def check_apart(folder: Path, data: Iterable[str | Path]) -> None:
+def check_apart(out: Path, data: Iterable[str | Path]) -> None:
     """Refuse to write where images are read.
 
     Raises:
-        PatchGuardError: the folder is one of the data, or above or inside one.
+        PatchGuardError: the file or folder is one of the data, or above or inside one.
     """
     for images in map(Path, data):
-        if _within(folder, images) or _within(images, folder):
+        if _within(out, images) or _within(images, out):
             raise PatchGuardError(
-                f"--out {folder} and the images in {images} share a folder: choose an --out that "
+                f"--out {out} and the images in {images} share a folder: choose an --out that "
                 "is neither above nor inside it"
             )
 
