@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
-from patchguard.files import sole_writer
+from patchguard.files import resolved, sole_writer
 
 DEFAULT_RECIPE = "fast"
 PREDICTIONS = "predictions"
@@ -86,7 +86,7 @@ def fit(
     from patchguard.runtime import Runtime
 
     runtime = Runtime.on(device, reporter)
-    folder = Path(out) if out else Path("runs") / Path(data).resolve().name
+    folder = Path(out) if out else Path("runs") / resolved(data).name
     settings = FitConfig(
         data=str(data),
         seed=seed,

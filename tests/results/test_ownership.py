@@ -180,6 +180,24 @@ def test_the_picture_of_pseudo_anomalies_does_not_become_one_of_the_images(
     assert contents(tmp_path) == before
 
 
+@needs_links
+@pytest.mark.parametrize("command", ["fit", "anomalies", "study"])
+def test_a_link_to_itself_is_one_line_as_data_and_as_out(
+    command: str,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert str(loop) in refused([command, str(loop), "--out", str(tmp_path / "out")], capsys)
+    assert str(loop) in refused([command, str(loop)], capsys)
+    assert cli.main([command, str(tree), "--out", str(loop / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"patchguard: {loop}")
+
+
 def test_pictures_and_pages_of_somebody_else_are_not_overwritten(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
