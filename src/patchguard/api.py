@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
-from patchguard.files import sole_writer
+from patchguard.files import resolved, sole_writer
 
 DEFAULT_RECIPE = "fast"
 PREDICTIONS = "predictions"
@@ -86,7 +86,7 @@ def fit(
     from patchguard.runtime import Runtime
 
     runtime = Runtime.on(device, reporter)
-    folder = Path(out) if out else Path("runs") / Path(data).resolve().name
+    folder = Path(out) if out else Path("runs") / resolved(data).name
     settings = FitConfig(
         data=str(data),
         seed=seed,
@@ -450,20 +450,21 @@ def write_anomalies(
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
-        out: PNG file to write.
+        out: PNG file to write, apart from the data, where it would count as an image.
         recipe: a recipe, its name or its YAML file, as for :func:`fit`.
         seed: of the split and of the pseudo-anomalies.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
-        PatchGuardError: bad input, or a file of somebody else at ``out``; its one line says what
-            to do.
+        PatchGuardError: bad input, an ``out`` among the images, or a file of somebody else there;
+            its one line says what to do.
     """
     from patchguard.pipelines import fit as fitting
-    from patchguard.results.ownership import check_file
+    from patchguard.results.ownership import check_apart, check_file
     from patchguard.training.gallery import GALLERY_MARK
 
     check_file(Path(out), "--out", (GALLERY_MARK,))
+    check_apart(Path(out), [data])
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
     tell = _reporter(reporter).tell
     material = fitting.prepared(Path(data), settings, tell)

@@ -399,9 +399,9 @@ class EvaluationConfig(Settings, section="evaluation"):
         eps: sizes of the suite's first threat, one or a list, in place of its own.
         all_checks: run the slow self-checks too.
         images: attack only about that many test images, the same share, but at least one, of each
-            kind; all when absent.
+            kind; when absent, ``minutes`` decides.
         minutes: attack about as many test images as this machine can in that time, chosen as with
-            ``images``; the fewer they are, the wider are the intervals.
+            ``images``; the fewer they are, the wider are the intervals. All when absent.
         looks: of a detector that is random by design, the mean of that many looks is attacked and
             judged (expectation over transformation); 1 for all others.
         batch_size: images attacked at once by each worker.
@@ -411,15 +411,13 @@ class EvaluationConfig(Settings, section="evaluation"):
     eps: list[str] | str | None = None
     all_checks: bool = False
     images: Annotated[int, Ge(2)] | None = None
-    minutes: Positive | None = None
+    minutes: Positive | None = 20
     looks: Count = 1
     batch_size: Count = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.eps not in ([], ""), "eps", "a list of radii")
-        one = self.images is None or self.minutes is None
-        self.require(one, "minutes", "absent where evaluation.images says how many")
 
 
 @dataclass

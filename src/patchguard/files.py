@@ -58,6 +58,11 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
+def resolved(path: str | Path) -> Path:
+    """The path without links; one that leads back to itself stays as it is."""
+    return Path(os.path.realpath(path))
+
+
 def csv_cell(path: str | os.PathLike[str]) -> str:
     """A path as a cell that no spreadsheet takes for a formula: ``./=1.png`` for ``=1.png``."""
     text = printable(path)

@@ -166,6 +166,38 @@ def test_what_an_abandoned_start_left_is_set_aside(tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
 
 
+def test_the_picture_of_pseudo_anomalies_does_not_become_one_of_the_images(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(tree / "train" / "good", tmp_path / "day 1"))
+    before = contents(tmp_path)
+    inside = data / "grid.png"
+    error = refused(["anomalies", str(data), "--out", str(inside)], capsys)
+    assert f"--out {inside} and the images in {data}" in error
+    monkeypatch.chdir(tmp_path)
+    error = refused(["anomalies", "."], capsys)
+    assert "--out anomalies.png and the images in ." in error
+    assert contents(tmp_path) == before
+
+
+@needs_links
+@pytest.mark.parametrize("command", ["fit", "anomalies", "study"])
+def test_a_link_to_itself_is_one_line_as_data_and_as_out(
+    command: str,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert str(loop) in refused([command, str(loop), "--out", str(tmp_path / "out")], capsys)
+    assert str(loop) in refused([command, str(loop)], capsys)
+    assert cli.main([command, str(tree), "--out", str(loop / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"patchguard: {loop}")
+
+
 def test_pictures_and_pages_of_somebody_else_are_not_overwritten(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,9 @@ _THUMBNAIL_OR_MASK = 0b101
 _WHITE_IS_ZERO = 0
 
 # What a decoder thinks of a file is of no use to a user; what is wrong with it is an error here.
+# libtiff still prints a line of its own on some damaged files, "tempfile.tif: ...", beside ours:
+# Pillow silences libtiff's warnings, offers no way to its errors, and to turn standard error away
+# meanwhile would swallow what other threads write to it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

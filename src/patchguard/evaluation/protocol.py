@@ -386,8 +386,20 @@ class _Findings:
             names=tuple(map(printable, self.test.names)),
             kinds=tuple(map(printable, self.test.kinds)),
             clean=tuple(self.clean.scores.tolist()),
+            decided_by=self._decided_by(),
             **{" ".join(key): tuple(scores.tolist()) for key, scores in attacked.items()},
         )
+
+    @torch.no_grad()
+    def _decided_by(self) -> tuple[str, ...]:
+        """By image, the view of the detector that decided its clean score."""
+        detector, found = self.campaign.detector, list[str]()
+        for batch in torch.split(self.test.images, self.campaign.batch_size):
+            names = detector.decided_by(batch.to(device_of(detector)))
+            if names is None:
+                return ()
+            found += names
+        return tuple(found)
 
     def _checks(self) -> list[Check]:
         threat, result = self.suite.threats[0], self.results[0]

@@ -49,8 +49,10 @@ class TestSet:
 
     def subset(self, count: int) -> TestSet:
         """About ``count`` images, always the same: an equal share, but at least one, of a kind."""
+        if count >= len(self.kinds):
+            return self
         rng = np.random.default_rng(0)
-        share = min(1.0, count / len(self.kinds))
+        share = count / len(self.kinds)
         chosen: list[int] = []
         for kind in sorted(set(self.kinds)):
             of_kind = np.flatnonzero(np.array(self.kinds) == kind)

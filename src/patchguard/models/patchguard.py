@@ -69,11 +69,11 @@ class Seen(NamedTuple):
 
     Attributes:
         logits: patch logits [B, h, w], raw.
-        features: the backbone's tokens [B, N, C] of the same patches.
+        features: the backbone's tokens [B, N, C] of the same patches; None where not asked for.
     """
 
     logits: Tensor
-    features: Tensor
+    features: Tensor | None
 
 
 class PatchGuard(Detector):
@@ -146,19 +146,19 @@ class PatchGuard(Detector):
         return f"{self.scores}, span={self.span}"
 
     def forward(self, images: Tensor) -> Detection:
-        seen = self.inspect(images)
-        return Detection(seen.score, seen.anomaly_map)
+        views = self.views(images, features=False)
+        joined = self._joined_logits(views)
+        return Detection(self._joined(self.view_scores(views)), self._map(joined, images))
 
     def inspect(self, images: Tensor) -> Inspection:
         """The detection, its patch logits (views joined) and, as features, patch tokens."""
         views = self.views(images)
-        finest = views[self.config.views[0]]
-        joined = self._joined_logits({view: seen.logits for view, seen in views.items()})
+        joined = self._joined_logits(views)
         return Inspection(
             self._joined(self.view_scores(views)),
-            self._map(joined, (images.shape[-2], images.shape[-1])),
+            self._map(joined, images),
             patch_logits=joined,
-            features=finest.features,
+            features=views[self.config.views[0]].features,
         )
 
     def at_once(self, height: int, width: int) -> int | None:
@@ -172,13 +172,20 @@ class PatchGuard(Detector):
     def _windows_at_once(self) -> int:
         return AT_ONCE_ON_GPU if cast(Tensor, self.mean).is_cuda else AT_ONCE
 
-    def views(self, images: Tensor) -> dict[View, Seen]:
-        """What each view shows of images [B, 3, H, W] in [0, 1]."""
-        return {view: self.look(images, view) for view in self.config.views}
+    def decided_by(self, images: Tensor) -> list[str] | None:
+        if len(self.config.views) == 1:
+            return None
+        scores = self.view_scores(self.views(images))
+        names = list(scores)
+        return [names[place] for place in torch.stack(list(scores.values())).argmax(0).tolist()]
 
-    def look(self, images: Tensor, view: View) -> Seen:
-        """What one view shows of images [B, 3, H, W] in [0, 1]."""
-        return self._windows(images) if view == "windows" else self._whole(images)
+    def views(self, images: Tensor, features: bool = True) -> dict[View, Seen]:
+        """What each view shows of images [B, 3, H, W] in [0, 1]."""
+        return {view: self.look(images, view, features) for view in self.config.views}
+
+    def look(self, images: Tensor, view: View, features: bool = False) -> Seen:
+        """What one view shows of images [B, 3, H, W] in [0, 1]; features where asked for."""
+        return self._windows(images, features) if view == "windows" else self._whole(images)
 
     def view_scores(self, views: Mapping[View, Seen]) -> dict[View, Tensor]:
         """The scores [B] of each view on the common scale."""
@@ -206,12 +213,12 @@ class PatchGuard(Detector):
         )
         return down @ precise @ right.T
 
-    def _map(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
-        """The pixel map [B, H, W] of the joined patch logits [B, h, w] of images of that shape.
+    def _map(self, logits: Tensor, images: Tensor) -> Tensor:
+        """The pixel map [B, H, W] of the joined patch logits [B, h, w] of images [B, 3, H, W].
 
         Where the whole is all that is seen, the map is stretched as the images were squeezed.
         """
-        window = self.config.window
+        window, shape = self.config.window, (images.shape[-2], images.shape[-1])
         if "windows" in self.config.views or shape == (window, window):
             return self.smooth(logits, *shape)
         small = self.smooth(logits, window, window)[:, None]
@@ -233,20 +240,23 @@ class PatchGuard(Detector):
         place = images.new_tensor(WHOLE_PLACE).expand(len(images), 4)
         return self.window_logits(squeezed(images, self.config.window), place)
 
-    def _windows(self, images: Tensor) -> Seen:
+    def _windows(self, images: Tensor, features: bool) -> Seen:
         window, patch = self.config.window, self.patch
         shape = (images.shape[-2], images.shape[-1])
         whole = padded(images, window, patch)
         patches = (whole.shape[-2] // patch, whole.shape[-1] // patch)
         rows, cols = (first_patches(side, self.grid, self.stride) for side in patches)
-        found = [
-            self._strip(whole, some, cols, shape)
-            for some in _grouped(rows, max(1, self._windows_at_once // (len(images) * len(cols))))
-        ]
-        logits, tokens = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-        channels = tokens.permute(0, 5, 1, 2, 3, 4).flatten(0, 1)
-        features = averaged(channels, rows, cols, patches).view(len(images), -1, math.prod(patches))
-        return Seen(averaged(logits, rows, cols, patches), features.transpose(1, 2))
+        logits, tokens = [], []
+        for some in _grouped(rows, max(1, self._windows_at_once // (len(images) * len(cols)))):
+            strip = self._strip(whole, some, cols, shape)
+            logits.append(strip[0])
+            tokens += [strip[1]] if features else []
+        merged = averaged(torch.cat(logits, 1), rows, cols, patches)
+        if not features:
+            return Seen(merged, None)
+        channels = torch.cat(tokens, 1).permute(0, 5, 1, 2, 3, 4).flatten(0, 1)
+        means = averaged(channels, rows, cols, patches).view(len(images), -1, math.prod(patches))
+        return Seen(merged, means.transpose(1, 2))
 
     def _strip(
         self, images: Tensor, rows: list[int], cols: list[int], shape: tuple[int, int]
@@ -268,6 +278,7 @@ class PatchGuard(Detector):
             embeddings = self._window_embeddings(images, rows, cols).flatten(0, 2)
             seen = self._encoded(embeddings, at.expand(len(images), -1, -1, -1).flatten(0, 2))
             split = (len(images), len(rows), len(cols), self.grid, self.grid)
+            assert seen.features is not None
             return seen.logits.view(split), seen.features.view(*split, -1)
 
         if torch.is_grad_enabled() and count > self._windows_at_once:
@@ -288,12 +299,12 @@ class PatchGuard(Detector):
         shared = self._embedded(images[:, :, patch * first : patch * last])
         return cut(shared, [row - first for row in rows], cols, self.grid)
 
-    def _joined_logits(self, logits: Mapping[View, Tensor]) -> Tensor:
+    def _joined_logits(self, views: Mapping[View, Seen]) -> Tensor:
         """The logits of all views on the patches of the finest, joined."""
-        grid = logits[self.config.views[0]].shape[1:]
+        grid = views[self.config.views[0]].logits.shape[1:]
         return self._joined(
             {
-                view: _spread(score.scaled(_precise(logits[view])), grid)
+                view: _spread(score.scaled(_precise(views[view].logits)), grid)
                 for view, score in self.scores.items()
             }
         )

@@ -328,10 +328,10 @@ def evaluate_into(
 
 def _as_begun(folder: Path, config: EvaluationConfig) -> EvaluationConfig:
     """With the number of images of an evaluation that was begun with as many minutes."""
-    if config.minutes is None:
+    if config.images is not None or config.minutes is None:
         return config
     count = remembered(folder / CACHE, suite_of(config), config.minutes)
-    return replace(config, minutes=None, images=count) if count else config
+    return replace(config, images=count) if count else config
 
 
 def _within_its_minutes(
@@ -339,18 +339,20 @@ def _within_its_minutes(
 ) -> EvaluationConfig:
     """With as many images as the minutes allow, where minutes are given."""
     config = _as_begun(folder, config)
-    if config.minutes is None:
+    if config.images is not None or config.minutes is None:
         return config
     suite = suite_of(config)
     on_gpus = device_of(subject.detector).type != "cpu"
     workers = max(1, len(runtime.gpus)) if on_gpus else torch.get_num_threads()
     count = affordable(subject.detector, test, suite, config.minutes, workers)
     remember(folder / CACHE, suite, config.minutes, count)
-    runtime.reporter.tell(
-        f"{count} of {len(test.names)} test images are attacked: about what {config.minutes:g} "
-        "minutes allow here"
-    )
-    return replace(config, minutes=None, images=count)
+    total = len(test.names)
+    if count < total:
+        runtime.reporter.tell(
+            f"{count} of {total} test images are attacked: about what {config.minutes:g} minutes "
+            f"allow here; --evaluation.minutes or --evaluation.images {total} for more"
+        )
+    return replace(config, images=count)
 
 
 def _former(folder: Path) -> Result | None:

@@ -248,11 +248,16 @@ class MinimalRadii(Record):
 
 
 class ImageScores(Record, extra="allow"):
-    """Names, kinds and scores of the ``N`` images: clean, and by ``AttackResult.scores_key``."""
+    """Names, kinds and scores of the ``N`` images: clean, and by ``AttackResult.scores_key``.
+
+    ``decided_by`` names the view of the detector whose score was the highest, of the clean images;
+    empty for a detector with a single view.
+    """
 
     names: tuple[Text, ...] = ()
     kinds: tuple[Text, ...]
     clean: Numbers
+    decided_by: tuple[Text, ...] = ()
     __pydantic_extra__: dict[str, Numbers] = Field(init=False)
 
     @model_validator(mode="after")
