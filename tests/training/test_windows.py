@@ -74,7 +74,7 @@ def test_normal_windows_show_the_foreground_and_anomalous_ones_the_anomaly(
         grown = np.zeros_like(foreground)
         grown[6:44, 8:48] = True
         # What is pasted lies on the foreground, wherever that was flipped to.
-        axes = [axis for axis, flipped in enumerate(item["flips"]) if flipped]
+        axes = tuple(axis for axis, flipped in enumerate(item["flips"]) if flipped)
         top, left = (item["places"][1][:2].numpy() * [HEIGHT, WIDTH]).round().astype(int)
         there = np.flip(grown, axes)[top : top + WINDOW, left : left + WINDOW]
         assert not (item["mask"].numpy() & ~there).any()
