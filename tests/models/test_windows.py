@@ -126,6 +126,59 @@ def test_the_gradient_does_not_depend_on_how_many_windows_are_held_at_once(
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-3)
 
 
+def kept(model: PatchGuard, images: Tensor) -> int:
+    """Bytes that a pass keeps for the way back."""
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    return sum(sizes)
+
+
+def test_what_a_pass_keeps_grows_little_with_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = detector(views=["windows"])
+    model.requires_grad_(False)
+    large = torch.rand(1, 3, 240, 240, requires_grad=True)
+    all_of_it = kept(model, large)
+    monkeypatch.setattr(patchguard_module, "AT_ONCE", 4)
+    assert kept(model, large) < all_of_it / 10
+
+
+def test_a_pass_holds_as_many_images_as_their_windows_allow() -> None:
+    whole = detector(views=["whole"])
+    both = detector()
+    assert whole.at_once(1000, 1000) == patchguard_module.AT_ONCE
+    counts = [both.at_once(side, side) for side in (48, 96, 240, 2000)]
+    assert counts == sorted(counts, reverse=True) and counts[-1] == 1
+
+
+def test_the_view_that_decided_has_the_higher_score() -> None:
+    model, images = detector(), torch.rand(3, 3, 80, 80)
+    assert detector(views=["whole"]).decided_by(images) is None
+    with torch.no_grad():
+        model.scores["whole"] = ViewScore(3, centre=-100.0)
+        assert model.decided_by(images) == ["whole"] * 3
+        model.scores["windows"] = ViewScore(3, centre=-200.0)
+        assert model.decided_by(images) == ["windows"] * 3
+
+
+def test_scores_and_maps_of_a_batch_are_those_of_its_images() -> None:
+    model, images = detector(), torch.rand(3, 3, 80, 112)
+    with torch.no_grad():
+        together = model(images)
+        alone = [model(image[None]) for image in images]
+    torch.testing.assert_close(
+        together.score, torch.cat([each.score for each in alone]), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        together.anomaly_map, torch.cat([each.anomaly_map for each in alone]), atol=1e-4, rtol=1e-4
+    )
+
+
 def test_a_timm_backbone_shares_its_patch_embedding_exactly() -> None:
     model = detector(backbone="vit_tiny_patch16_224", heads=3, views=["windows"])
     image = torch.rand(3, 80, 64)
