@@ -19,7 +19,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng, sides_on
+from patchguard.anomalies.paste import anomaly_in_window, make_pseudo_anomaly, sample_rng
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.config import AnomalyConfig, View
@@ -129,18 +129,18 @@ def _pairs(
 ) -> tuple[Tensor, Tensor]:
     """Normals [N, 3, H, W] from all over the held-out ones, and a pseudo-anomaly of each.
 
-    Sizes are those of the windows and of the whole in turn.
+    Made in a window and on the whole foreground in turn.
     """
     count = min(MOST_IMAGES, len(held_out.names))
     chosen = np.linspace(0, len(held_out.names) - 1, count).round().astype(int)
     normals, made = [], []
     for place, index in enumerate(chosen):
         image, foreground = held_out.images[index], held_out.foregrounds[index]
-        area = int(np.count_nonzero(foreground)) or foreground.size
-        rng = sample_rng(seed, 0, int(index))
-        sides = sides_on(area, config, None if place % 2 else window)
+        seen = image, foreground, sample_rng(seed, 0, int(index)), config
+        whole = place % 2 or window > min(image.shape[:2])
+        anomaly = make_pseudo_anomaly(*seen)[0] if whole else anomaly_in_window(*seen, window)[0]
         normals.append(to_tensor(image))
-        made.append(to_tensor(make_pseudo_anomaly(image, foreground, rng, config, sides)[0]))
+        made.append(to_tensor(anomaly))
     return torch.stack(normals), torch.stack(made)
 
 
