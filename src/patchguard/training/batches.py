@@ -124,12 +124,14 @@ class TrainingImages(Dataset[Batch]):
 
         Only the region is varied: what windows lie in, twice as wide as one.
         """
+        shape = self.foregrounds[index].shape
         image, foreground = (
             _at_least(stack[index], self.window) for stack in (self.images, self.foregrounds)
         )
+        image, foreground, flips = flipped(image, foreground, rng, self.in_windows)
         anywhere = self.config.anywhere
         region = box_around(foreground, 2 * self.window, rng, anywhere=anywhere)
-        normal, shown, flips = varied(image, foreground, rng, self.in_windows, region)
+        normal, shown = vary(image, foreground, rng, self.in_windows.variation, region)
         anomalous, mask, box = anomaly_in_window(
             normal, shown, rng, anomalies, self.window, anywhere
         )
@@ -139,10 +141,7 @@ class TrainingImages(Dataset[Batch]):
             box.of(anomalous),
             box.of(mask),
             [
-                place_of(
-                    box._replace(top=region.top + box.top, left=region.left + box.left),
-                    image.shape[:2],
-                )
+                place_of(box._replace(top=region.top + box.top, left=region.left + box.left), shape)
                 for box in boxes
             ],
             flips,
