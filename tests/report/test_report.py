@@ -302,10 +302,11 @@ def test_attacks_that_all_were_skipped_are_no_sign_of_robustness(judged: Path) -
 
 
 def test_it_says_what_was_trained_on_what(text: str) -> None:
+    network = load_recipe("fast").model
     for fact in (
         "data /factory/bolts & <nuts>",
         "100 normal images to train on, 20 held out for calibration, 3 unreadable and left out",
-        "patchguard_mini, 112 × 112 px",
+        f"{network.backbone}, windows of {network.window} px at",
         "1.5 minutes on the clock",
         "varied by horizontal flips, rotation 7",
         "adversarial training, eps up to 8/255, 1-step attack",
