@@ -22,7 +22,7 @@ from patchguard.results.run_folder import WEIGHTS, file_digest, named_run, verif
 def start_from_run(model: nn.Module, grid: int, config: ModelConfig, folder: Path) -> None:
     """Copy all weights of a finished run into a new detector, normalisation included.
 
-    Position codes of another grid are interpolated bicubically. Dropout, ``top_k`` and the blur
+    Position codes of another grid are interpolated bicubically. Dropout, how views are scored and the blur
     of the map are no weights: they stay those of the new detector.
 
     Args:
