@@ -38,9 +38,10 @@ from patchguard.pipelines.evaluate import test_set, versions
 from patchguard.pipelines.study import data_names
 from patchguard.results.schema import CLEAN, WORST, Summary
 from patchguard.runtime import named_device
-from patchguard.training.batches import TrainingImages
+from patchguard.training.module import defended_eps
 from patchguard.training.prepare import PreparedImages
 from patchguard.training.train import Trained, train
+from patchguard.training.views import choose_scores
 
 DEVICE = named_device("auto")
 SUITE = "quick"
@@ -181,7 +182,7 @@ def make(run: Run, alone: bool) -> None:
     trained = trained_on(material, run)
     test, test_name = test_set(material, settings, print)
     found = evaluate_detector(
-        trained.detector.to(DEVICE),
+        trained.detector,
         test,
         EvaluationConfig(suite=SUITE, eps=list(run.eps), batch_size=BATCH),
         known=DetectorFacts(checks=False),
@@ -204,13 +205,15 @@ def make(run: Run, alone: bool) -> None:
 
 
 def trained_on(material: PreparedImages, run: Run) -> Trained:
-    """The training of a run; nothing of it is kept."""
-    normals = material.train
-    images = TrainingImages(normals.images, normals.foregrounds, material.data, run.seed)
+    """The training of a run, its views scored; nothing of it is kept."""
+    model, training = run.recipe.model, run.recipe.training
+    images = fitting.training_images(material, model, run.seed)
     with tempfile.TemporaryDirectory() as folder:
-        return train(
-            images, run.recipe.model, run.recipe.training, seed=run.seed, folder=Path(folder)
-        )
+        trained = train(images, model, training, seed=run.seed, folder=Path(folder))
+    detector = trained.detector.to(DEVICE)
+    eps = defended_eps(training, detector.contrast)
+    choose_scores(detector, material.held_out, material.data.anomalies, eps=eps, seed=run.seed)
+    return trained
 
 
 def aurocs(found: Summary) -> dict[str, dict[str, float]]:
