@@ -72,7 +72,7 @@ def test_normal_windows_show_the_foreground_and_anomalous_ones_the_anomaly(
         assert (item["normal"][2] == 1).any()
         assert item["mask"].any()
         # The window shows some of the foreground, wherever that was flipped to.
-        axes = [axis for axis, flipped in enumerate(item["flips"]) if flipped]
+        axes = tuple(axis for axis, flipped in enumerate(item["flips"]) if flipped)
         top, left = (item["places"][1][:2].numpy() * [HEIGHT, WIDTH]).round().astype(int)
         assert np.flip(foreground, axes)[top : top + WINDOW, left : left + WINDOW].any()
 
