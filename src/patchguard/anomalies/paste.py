@@ -18,7 +18,7 @@ from patchguard.anomalies.distortions import bilinear, distort, shade
 from patchguard.anomalies.noise import perlin
 from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import AnomalyBlend, AnomalyConfig, AnomalyShape
-from patchguard.data.windows import Box
+from patchguard.data.windows import Box, box_around
 
 # Shorter sides give a patch too few pixels to distort.
 _MIN_SIDE = 4
@@ -35,7 +35,6 @@ def make_pseudo_anomaly(
     foreground: BoolArray,
     rng: np.random.Generator,
     config: AnomalyConfig,
-    sides: tuple[float, float] | None = None,
 ) -> tuple[FloatArray, BoolArray]:
     """Paste up to `config.count_max` patches onto the foreground of `image`.
 
@@ -46,8 +45,6 @@ def make_pseudo_anomaly(
         foreground: `[H, W]`; patches stay inside :func:`usable_foreground` of it.
         rng: sole source of randomness.
         config: kinds, sizes, outlines, blending, number and least contrast of the patches.
-        sides: shortest and longest side of a patch in pixels, see :func:`sides_on`; those that
-            the foreground gives when absent.
 
     Returns:
         Pseudo-anomaly float32 `[H, W, 3]` in [0, 1], equal to `image` outside the mask; and the
@@ -56,11 +53,44 @@ def make_pseudo_anomaly(
     if config.range:
         low, high = config.range
         stretched = np.clip((image - low) / np.float32(high - low), 0, 1)
-        made, mask = _pasted(stretched, foreground, rng, config, sides)
+        made, mask = _pasted(stretched, foreground, rng, config)
         anomaly = image.copy()
         anomaly[mask] = low + np.float32(high - low) * made[mask]
         return anomaly, mask
-    return _pasted(image, foreground, rng, config, sides)
+    return _pasted(image, foreground, rng, config)
+
+
+def anomaly_in_window(
+    image: FloatArray,
+    foreground: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+    window: int,
+    anywhere: float = 0.0,
+) -> tuple[FloatArray, BoolArray, Box]:
+    """:func:`make_pseudo_anomaly` within a window, whose own side is what lengths are relative to.
+
+    The window shows some foreground; in it the patches may lie anywhere, also across the edge of
+    an object. On the object alone they would teach the network to suspect the object.
+
+    Args:
+        image: normal image float32 `[H, W, 3]` in [0, 1]; not modified.
+        foreground: `[H, W]`.
+        rng: sole source of randomness.
+        config: as for :func:`make_pseudo_anomaly`.
+        window: side of the window in pixels.
+        anywhere: how often the window need not show foreground.
+
+    Returns:
+        Pseudo-anomaly and mask of the whole image, and the window.
+    """
+    box = box_around(foreground, window, rng, anywhere=anywhere)
+    inside = box.of(image)
+    made, made_mask = make_pseudo_anomaly(inside, np.ones(inside.shape[:2], bool), rng, config)
+    anomaly, mask = image.copy(), np.zeros(foreground.shape, dtype=bool)
+    box.of(anomaly)[:] = made
+    box.of(mask)[:] = made_mask
+    return anomaly, mask, box
 
 
 def _pasted(
@@ -68,12 +98,11 @@ def _pasted(
     foreground: BoolArray,
     rng: np.random.Generator,
     config: AnomalyConfig,
-    sides: tuple[float, float] | None,
 ) -> tuple[FloatArray, BoolArray]:
     """:func:`make_pseudo_anomaly` on values that span [0, 1]."""
     foreground = usable_foreground(foreground)
     sums = _integral(foreground)
-    sides = sides or sides_on(int(sums[-1, -1]), config)
+    sides = _sides(math.sqrt(sums[-1, -1]), config)
     anomaly = image.copy()
     mask = np.zeros(foreground.shape, dtype=bool)
     for _ in range(rng.integers(1, config.count_max + 1)):
@@ -146,22 +175,9 @@ def _visible_patch(
     return _shaded_patch(image, target, config.contrast_floor)
 
 
-def sides_on(
-    foreground: int, config: AnomalyConfig, window: int | None = None
-) -> tuple[float, float]:
-    """Shortest and longest side in pixels of what is pasted onto a foreground.
-
-    Args:
-        foreground: its area in pixels.
-        config: the sides, relative to the foreground.
-        window: side in pixels of the windows in which the image is seen: what counts as small is
-            then small beside a window too, and nothing is larger than one.
-    """
-    scale = math.sqrt(foreground)
-    small = large = scale
-    if window is not None:
-        small, large = min(scale, window), min(scale, 2 * window)
-    return max(config.side_min * small, _MIN_SIDE), max(config.side_max * large, _MIN_SIDE)
+def _sides(scale: float, config: AnomalyConfig) -> tuple[float, float]:
+    """Shortest and longest side in pixels on a foreground of ``scale``² pixels."""
+    return max(config.side_min * scale, _MIN_SIDE), max(config.side_max * scale, _MIN_SIDE)
 
 
 def _draw_sides(low: float, high: float, rng: np.random.Generator) -> tuple[int, int]:

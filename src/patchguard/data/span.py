@@ -12,6 +12,8 @@ from patchguard.data.stack import Stack
 
 OUTSIDE = 0.001
 """Share of the values that may lie below, and above, what counts as darkest and brightest."""
+FLAT = 0.5
+"""Of [0, 1]: images that span less are stretched; others are left as they are."""
 LEAST = 0.05
 """Of [0, 1], however little the images span: below that it is noise that would be stretched."""
 _LOOKED_AT = 64
@@ -19,10 +21,11 @@ _VALUES = 4096
 
 
 def ranged(config: DataConfig, images: Sequence[np.ndarray] | Stack) -> DataConfig:
-    """The settings with the range of these images, where they name none."""
-    if config.anomalies.range:
+    """The settings with the range of these images, where they name none and the images are flat."""
+    low, high = span_of(images)
+    if config.anomalies.range or high - low >= FLAT:
         return config
-    return replace(config, anomalies=replace(config.anomalies, range=list(span_of(images))))
+    return replace(config, anomalies=replace(config.anomalies, range=[low, high]))
 
 
 def span_of(images: Sequence[np.ndarray] | Stack) -> tuple[float, float]:

@@ -78,6 +78,7 @@ def provenance(material: PreparedImages, weights: str, runtime: Runtime) -> dict
         "full_scale": material.folder.full_scale,
         "images": {
             "train": len(material.train.names),
+            "tuning": 0 if material.tuning is material.train else len(material.tuning.names),
             "held_out": len(material.held_out.names),
             "skipped": len(material.folder.skipped),
             "sha256": material.sha256,
@@ -222,14 +223,11 @@ def fit_detector(
 def _judge(
     detector: PatchGuard, material: PreparedImages, settings: FitConfig, folder: Path, tell: Tell
 ) -> dict[str, Any]:
-    """Score, save and calibrate a trained detector; returns what was found out on the way.
-
-    All of it on held-out normals.
-    """
-    tell("choosing how many patches the image score averages, on held-out normals under attack")
+    """Score, save and calibrate a trained detector; returns what was found out on the way."""
+    tell("choosing how many patches the image score averages, under attack")
     anomalies = material.data.anomalies
     eps = defended_eps(settings.recipe.training, detector.contrast)
-    scores = choose_scores(detector, material.held_out, anomalies, eps=eps, seed=settings.seed)
+    scores = choose_scores(detector, material.tuning, anomalies, eps=eps, seed=settings.seed)
     save_detector(detector, folder, material.shape, material.folder.full_scale)
     calibration = calibrate(detector, material, settings.false_alarm_rate)
     calibration.to_json(folder / CALIBRATION)

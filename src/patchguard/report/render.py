@@ -172,9 +172,10 @@ def _image_counts(images: Mapping[str, Any]) -> str:
         f"{images[key]} {words}"
         for key, words in (
             ("train", "normal images to train on"),
+            ("tuning", "to choose the score on"),
             ("held_out", "held out for calibration"),
         )
-        if key in images
+        if images.get(key)
     ]
     if images.get("skipped"):
         parts.append(f"{images['skipped']} unreadable and left out")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from patchguard.anomalies.curriculum import anomalies_at
-from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng, sides_on
+from patchguard.anomalies.paste import anomaly_in_window, make_pseudo_anomaly, sample_rng
 from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import AnomalyConfig, DataConfig, View
 from patchguard.data.stack import Stack
@@ -120,32 +120,28 @@ class TrainingImages(Dataset[Batch]):
         return _Shown(normal, anomalous, mask, [WHOLE_PLACE] * 2, flips)
 
     def _windows(self, index: int, rng: np.random.Generator, anomalies: AnomalyConfig) -> _Shown:
-        """A window of a normal image, and one that shows some of a pseudo-anomaly in it.
+        """A window of a normal image, and one of a pseudo-anomaly made from the same region.
 
-        Only the region around them is varied, and nothing but that is large enough to be seen.
+        Only the region is varied: what windows lie in, twice as wide as one.
         """
+        shape = self.foregrounds[index].shape
         image, foreground = (
             _at_least(stack[index], self.window) for stack in (self.images, self.foregrounds)
         )
         image, foreground, flips = flipped(image, foreground, rng, self.in_windows)
-        region = box_around(foreground, 2 * self.window, rng, anywhere=self.config.anywhere)
-        area = int(np.count_nonzero(foreground)) or foreground.size
-        sides = sides_on(area, anomalies, self.window)
+        anywhere = self.config.anywhere
+        region = box_around(foreground, 2 * self.window, rng, anywhere=anywhere)
         normal, shown = vary(image, foreground, rng, self.in_windows.variation, region)
-        anomalous, mask = make_pseudo_anomaly(normal, shown, rng, anomalies, sides)
-        boxes = [
-            box_around(shown, self.window, rng, anywhere=self.config.anywhere),
-            box_around(mask, self.window, rng),
-        ]
+        anomalous, mask, box = anomaly_in_window(
+            normal, shown, rng, anomalies, self.window, anywhere
+        )
+        boxes = [box_around(shown, self.window, rng, anywhere=anywhere), box]
         return _Shown(
             boxes[0].of(normal),
-            boxes[1].of(anomalous),
-            boxes[1].of(mask),
+            box.of(anomalous),
+            box.of(mask),
             [
-                place_of(
-                    box._replace(top=region.top + box.top, left=region.left + box.left),
-                    self.images.shape[1:3],
-                )
+                place_of(box._replace(top=region.top + box.top, left=region.left + box.left), shape)
                 for box in boxes
             ],
             flips,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
+from patchguard.anomalies.paste import anomaly_in_window, sample_rng
 from patchguard.arrays import FloatArray
 from patchguard.config import AnomalyConfig
 from patchguard.detector import device_of, to_tensor
@@ -95,17 +95,14 @@ def _faint(
 ) -> Iterator[Tensor]:
     """One pseudo-anomaly of that size and contrast on each of some held-out normals."""
     low, high = config.range or (0.0, 1.0)
-    config = replace(config, count_max=1, removals=0.0, curriculum=0.0)
+    config = replace(
+        config, count_max=1, removals=0.0, curriculum=0.0, side_min=sides[0], side_max=sides[1]
+    )
     count = min(_MOST_IMAGES, len(held_out.names))
     for index in np.linspace(0, len(held_out.names) - 1, count).round().astype(int):
         image = held_out.images[index]
-        made, mask = make_pseudo_anomaly(
-            image,
-            held_out.foregrounds[index],
-            sample_rng(seed, 1, int(index)),
-            config,
-            (sides[0] * window, sides[1] * window),
-        )
+        rng = sample_rng(seed, 1, int(index))
+        made, mask, _ = anomaly_in_window(image, held_out.foregrounds[index], rng, config, window)
         yield to_tensor(_at_contrast(image, made, mask, contrast * (high - low)))
 
 

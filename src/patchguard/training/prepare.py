@@ -25,6 +25,9 @@ from patchguard.reporter import Tell
 
 SMALLEST_CALIBRATION_SHARE = 0.1
 LARGEST_CALIBRATION_SHARE = 1 / 3
+MOST_TUNING, FEWEST_TUNING, TUNING_ONE_OF = 16, 4, 8
+"""How many normals decide how the score is made: one of eight of those that do not calibrate, at
+most 16; below 4 those that are trained on serve."""
 
 # Part of the names of kept images: raise it whenever the reading or resizing of images changes.
 _KEPT_VERSION = 3
@@ -47,11 +50,13 @@ class Normals:
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """A scanned folder, its normals split in two, and what was made of them.
+    """A scanned folder, its normals split in three, and what was made of them.
 
     Attributes:
         folder: the scanned folder.
         train: normals to train on.
+        tuning: normals that decide how the score is made: none that calibrates, and none that was
+            trained on, unless there are too few.
         held_out: normals for calibration and, without labelled defects, for the self-test.
         foreground: the method that was used.
         data: the settings, with the flips, the variation and the range of values that suit the
@@ -63,6 +68,7 @@ class PreparedImages:
 
     folder: ImageFolder
     train: Normals
+    tuning: Normals
     held_out: Normals
     foreground: str
     data: DataConfig
@@ -74,11 +80,18 @@ class PreparedImages:
     def summary(self) -> str:
         """One line for the user."""
         return (
-            f"{len(self.train.names)} normal images to train on, {len(self.held_out.names)} held "
-            f"out for calibration, {len(self.folder.skipped)} skipped; "
+            f"{len(self.train.names)} normal images to train on, "
+            f"{self.tuned_on} to choose the score on, {len(self.held_out.names)} held out for "
+            f"calibration, {len(self.folder.skipped)} skipped; "
             f"foreground: {self.foreground}; {self.shape[0]} x {self.shape[1]} px; "
             f"varied by {self.changes}"
         )
+
+    @property
+    def tuned_on(self) -> str:
+        """How many normals the score is chosen on."""
+        own = self.tuning is not self.train
+        return f"{len(self.tuning.names)}" if own else "the same"
 
     @property
     def changes(self) -> str:
@@ -130,16 +143,22 @@ def prepare(
     method = chosen_method([sample.source for sample in train], config.foreground)
     foreground = replace(config.foreground, method=method)
     shape = working_shape([sample.source for sample in train], config, model)
+    digest = _digest((*train, *calibration))
+    kept = min(MOST_TUNING, len(train) // TUNING_ONE_OF)
+    tuning: Sequence[Sample] = ()
+    if kept >= FEWEST_TUNING:
+        train, tuning = split_normals(train, kept, seed)
     normals = _normals(train, foreground, shape)
     config = ranged(config, normals.images)
     return PreparedImages(
         folder,
         normals,
+        _normals(tuning, foreground, shape) if tuning else normals,
         _normals(calibration, foreground, shape),
         method,
         suited(config, normals.images),
         suited(config, normals.images, boxes_on(normals.foregrounds, model.window)),
-        _digest((*train, *calibration)),
+        digest,
         shape,
     )
 

@@ -1,10 +1,10 @@
-"""How each view of a trained detector is scored: chosen on held-out normals under attack.
+"""How each view of a trained detector is scored: chosen on normals kept for that, under attack.
 
 How many of the largest patch logits an image score should average depends on the defects: one
 patch for a spot, many for a scratch, and under attack more, for an attacker moves a single patch
 further than many. No test image is looked at: the candidates are judged by how well they rank
-pseudo-anomalies above the held-out normals they are made from, both attacked. The held-out normals
-also bring the views to one scale, on which a view that ranks them badly has to be the more certain.
+pseudo-anomalies above the normals they are made from, both attacked. Those normals also bring the
+views to one scale, on which a view that ranks them badly has to be the more certain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng, sides_on
+from patchguard.anomalies.paste import anomaly_in_window, make_pseudo_anomaly, sample_rng
 from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.config import AnomalyConfig, View
@@ -91,7 +91,7 @@ class Alone(Detector):
 
 def choose_scores(
     detector: PatchGuard,
-    held_out: Normals,
+    tuning: Normals,
     anomalies: AnomalyConfig,
     *,
     eps: float,
@@ -101,12 +101,13 @@ def choose_scores(
 
     Args:
         detector: trained, in eval mode, on the device to use; its ``scores`` are replaced.
-        held_out: normals that took no part in training.
+        tuning: normals that took no part in training and do not calibrate: a threshold chosen on
+            the same images would not keep its promise exactly.
         anomalies: as in training.
         eps: radius that training defended against.
         seed: of the pseudo-anomalies and the attack.
     """
-    normals, made = _pairs(held_out, anomalies, detector.config.window, seed)
+    normals, made = _pairs(tuning, anomalies, detector.config.window, seed)
     evidence: dict[str, Any] = {}
     for view in detector.config.views:
         counts = _counts(detector, view, normals)
@@ -114,7 +115,7 @@ def choose_scores(
         best = max(found, key=lambda candidate: candidate.merit)
         centre, scale = 0.0, 1.0
         if len(detector.config.views) > 1:
-            centre, scale = _spread_of(Alone(detector, view, [best.patches]), held_out)
+            centre, scale = _spread_of(Alone(detector, view, [best.patches]), tuning)
             centre -= scale * math.log(best.weight)
         detector.scores[view] = ViewScore(best.patches, centre, scale)
         evidence[view] = {
@@ -124,23 +125,21 @@ def choose_scores(
     return evidence
 
 
-def _pairs(
-    held_out: Normals, config: AnomalyConfig, window: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Normals [N, 3, H, W] from all over the held-out ones, and a pseudo-anomaly of each.
+def _pairs(tuning: Normals, config: AnomalyConfig, window: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Normals [N, 3, H, W] from all over them, and a pseudo-anomaly of each.
 
-    Sizes are those of the windows and of the whole in turn.
+    Made in a window and on the whole foreground in turn.
     """
-    count = min(MOST_IMAGES, len(held_out.names))
-    chosen = np.linspace(0, len(held_out.names) - 1, count).round().astype(int)
+    count = min(MOST_IMAGES, len(tuning.names))
+    chosen = np.linspace(0, len(tuning.names) - 1, count).round().astype(int)
     normals, made = [], []
     for place, index in enumerate(chosen):
-        image, foreground = held_out.images[index], held_out.foregrounds[index]
-        area = int(np.count_nonzero(foreground)) or foreground.size
-        rng = sample_rng(seed, 0, int(index))
-        sides = sides_on(area, config, None if place % 2 else window)
+        image, foreground = tuning.images[index], tuning.foregrounds[index]
+        seen = image, foreground, sample_rng(seed, 0, int(index)), config
+        whole = place % 2 or window > min(image.shape[:2])
+        anomaly = make_pseudo_anomaly(*seen)[0] if whole else anomaly_in_window(*seen, window)[0]
         normals.append(to_tensor(image))
-        made.append(to_tensor(make_pseudo_anomaly(image, foreground, rng, config, sides)[0]))
+        made.append(to_tensor(anomaly))
     return torch.stack(normals), torch.stack(made)
 
 
@@ -190,10 +189,10 @@ def _scores(view: Alone, images: Tensor) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _spread_of(view: Alone, held_out: Normals) -> tuple[float, float]:
-    """Median and standard deviation of the scores of all held-out normals."""
+def _spread_of(view: Alone, normals: Normals) -> tuple[float, float]:
+    """Median and standard deviation of the scores of normals."""
     scores = np.concatenate(
-        [_scores(view, to_tensor(image)[None])[:, 0] for image in held_out.images]
+        [_scores(view, to_tensor(image)[None])[:, 0] for image in normals.images]
     )
     return float(np.median(scores)), max(float(scores.std()), _LEAST_SCALE)
 

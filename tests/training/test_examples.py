@@ -71,13 +71,10 @@ def test_normal_windows_show_the_foreground_and_anomalous_ones_the_anomaly(
     for item in drawn(training_images(image, foreground, flips=flips)):
         assert (item["normal"][2] == 1).any()
         assert item["mask"].any()
-        grown = np.zeros_like(foreground)
-        grown[6:44, 8:48] = True
-        # What is pasted lies on the foreground, wherever that was flipped to.
+        # The window shows some of the foreground, wherever that was flipped to.
         axes = tuple(axis for axis, flipped in enumerate(item["flips"]) if flipped)
         top, left = (item["places"][1][:2].numpy() * [HEIGHT, WIDTH]).round().astype(int)
-        there = np.flip(grown, axes)[top : top + WINDOW, left : left + WINDOW]
-        assert not (item["mask"].numpy() & ~there).any()
+        assert np.flip(foreground, axes)[top : top + WINDOW, left : left + WINDOW].any()
 
 
 def test_some_windows_lie_anywhere() -> None:
