@@ -50,6 +50,11 @@ def test_a_range_that_is_given_is_kept() -> None:
     assert found == list(span_of(images(0.1, 0.4)))
 
 
+def test_only_flat_images_are_stretched() -> None:
+    assert ranged(DataConfig(), images(0.1, 0.9)) == DataConfig()
+    assert ranged(DataConfig(), images(0.1, 0.5)).anomalies.range is not None
+
+
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [0.9, 0.1], [0.1], [0.1, 1.2]])
 def test_a_range_that_is_none_is_refused(wrong: list[float]) -> None:
     with pytest.raises(PatchGuardError, match=r"data\.anomalies\.range"):

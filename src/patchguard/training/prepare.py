@@ -180,8 +180,8 @@ def working_shape(
 ) -> tuple[int, int]:
     """The height and width in pixels at which a detector works on images like these.
 
-    The aspect ratio is the median one. No side is below a window's, nor is the longer one above
-    what the images have, unless ``config.resolution`` says so.
+    The aspect ratio is the median one. The longer side is at least a window's; it is not above what
+    the images have, unless that is smaller or ``config.resolution`` says so.
 
     Args:
         sources: normal images to train on; some from all over them are looked at.
