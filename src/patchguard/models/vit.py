@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patchguard.errors import PatchGuardError
 from patchguard.models.weights import load_backbone, load_timm_backbone
 
-Norm = Callable[[int], nn.Module]
+MakeNorm = Callable[[int], nn.Module]
 """Makes a norm from the number of channels."""
 
 
@@ -31,7 +31,7 @@ def group_norm(channels: int) -> nn.Module:
 class Refinement(nn.Module):
     """Adds to features [B, C, h, w] what a 3x3 convolution sees around them; nothing at first."""
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int, norm: MakeNorm) -> None:
         super().__init__()
         self.change = nn.Sequential(
             norm(channels),
@@ -73,7 +73,7 @@ class ConvStem(nn.Module):
         patch_size: int,
         embed_dim: int,
         in_chans: int = 3,
-        norm: Norm = group_norm,
+        norm: MakeNorm = group_norm,
         refined: bool = False,
         first: int = 2,
         **_: Any,
