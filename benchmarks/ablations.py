@@ -38,9 +38,10 @@ from patchguard.pipelines.evaluate import test_set, versions
 from patchguard.pipelines.study import data_names
 from patchguard.results.schema import CLEAN, WORST, Summary
 from patchguard.runtime import named_device
-from patchguard.training.batches import TrainingImages
+from patchguard.training.module import defended_eps
 from patchguard.training.prepare import PreparedImages
 from patchguard.training.train import Trained, train
+from patchguard.training.views import choose_scores
 
 DEVICE = named_device("auto")
 SUITE = "quick"
@@ -50,9 +51,10 @@ BATCH = 128
 STILL = {f"data.variation.{name}": 0.0 for name in ("rotation", "zoom", "shift")} | {
     "training.attack.start": 1.0,
     "training.attack.project": True,
+    "model.views": ["whole"],
 }
 """Nothing moves and perturbations stay within eps, so that they can outlive a step: compare
-`persistent` with this, which is two changes away from the recipe."""
+`persistent` with this, which is three changes away from the recipe."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"training.attention": {2: 1.0, 3: 1.0}},
@@ -85,7 +87,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr-x2": {"training.lr": 1.6e-3},
     "lines": {"data.anomalies.shapes": ["rectangle", "ellipse", "irregular", "line", "line"]},
     "up-to-4": {"data.anomalies.count_max": 4},
-    "top-1": {"model.top_k": 1},
+    "whole-alone": {"model.views": ["whole"]},
+    "windows-alone": {"model.views": ["windows"]},
+    "no-overlap": {"model.stride": 1.0},
+    "more-overlap": {"model.stride": 0.45},
+    "half-resolution": {"data.resolution": 160},
+    "top-1": {"model.top": [0.0]},
+    "top-5-percent": {"model.top": [0.05]},
+    "quick-stem": {"model.backbone": "patchguard_swift"},
+    "wholes-quarter": {"data.wholes": 0.25},
+    "full-span": {"data.anomalies.range": [0.0, 1.0]},
     "rectangles": {
         "data.anomalies.shapes": ["rectangle"],
         "data.anomalies.blends": ["opaque"],
@@ -172,7 +183,7 @@ def make(run: Run, alone: bool) -> None:
     trained = trained_on(material, run)
     test, test_name = test_set(material, settings, print)
     found = evaluate_detector(
-        trained.detector.to(DEVICE),
+        trained.detector,
         test,
         EvaluationConfig(suite=SUITE, eps=list(run.eps), batch_size=BATCH),
         known=DetectorFacts(checks=False),
@@ -195,13 +206,15 @@ def make(run: Run, alone: bool) -> None:
 
 
 def trained_on(material: PreparedImages, run: Run) -> Trained:
-    """The training of a run; nothing of it is kept."""
-    normals = material.train
-    images = TrainingImages(normals.images, normals.foregrounds, material.data, run.seed)
+    """The training of a run, its views scored; nothing of it is kept."""
+    model, training = run.recipe.model, run.recipe.training
+    images = fitting.training_images(material, model, run.seed)
     with tempfile.TemporaryDirectory() as folder:
-        return train(
-            images, run.recipe.model, run.recipe.training, seed=run.seed, folder=Path(folder)
-        )
+        trained = train(images, model, training, seed=run.seed, folder=Path(folder))
+    detector = trained.detector.to(DEVICE)
+    eps = defended_eps(training, detector.contrast)
+    choose_scores(detector, material.held_out, material.data.anomalies, eps=eps, seed=run.seed)
+    return trained
 
 
 def aurocs(found: Summary) -> dict[str, dict[str, float]]:

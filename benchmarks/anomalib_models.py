@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("--time", action="store_true")
     arguments = parser.parse_args()
     tree = scan_test(arguments.data)
-    test = labelled_images(tree.test, arguments.size, tree.has_masks)
+    shape = (arguments.size, arguments.size)
+    test = labelled_images(tree.test, shape, tree.has_masks)
     config = EvaluationConfig(
         suite=arguments.suite,
         eps=arguments.eps,

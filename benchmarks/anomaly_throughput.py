@@ -28,6 +28,7 @@ from patchguard.anomalies import distortions, paste
 from patchguard.anomalies.noise import perlin
 from patchguard.arrays import FloatArray
 from patchguard.config import AnomalyConfig
+from patchguard.data.windows import Box
 
 ROUNDS = 3
 PUBLISHED = AnomalyConfig(shapes=["rectangle"], blends=["opaque"], count_max=1)
@@ -115,8 +116,8 @@ def swirl_by_pixel(crop: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 def draw_patch_by_pixel(
     image: FloatArray,
-    source: paste._Box,
-    target: paste._Box,
+    source: Box,
+    target: Box,
     free: NDArray[np.bool_],
     rng: np.random.Generator,
     config: AnomalyConfig,
@@ -169,7 +170,7 @@ def integral_by_pixel(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 def place_by_pixel(
     integral: NDArray[np.int32], height: int, width: int, rng: np.random.Generator
-) -> paste._Box:
+) -> Box:
     rows, cols = integral.shape
     height, width = min(height, rows - 1), min(width, cols - 1)
     sums = integral.tolist()
@@ -183,7 +184,7 @@ def place_by_pixel(
         ]
         if corners:
             top, left = corners[rng.integers(len(corners))]
-            return paste._Box(top, left, height, width)
+            return Box(top, left, height, width)
         height, width = max(1, int(height * 0.8)), max(1, int(width * 0.8))
 
 

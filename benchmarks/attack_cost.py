@@ -27,6 +27,7 @@ from patchguard.data.folder import scan_test
 from patchguard.detector import Detection, Detector, Inspection
 from patchguard.evaluation.protocol import DetectorFacts, evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
+from patchguard.results.model_file import read_model
 
 
 class Counting(Detector):
@@ -108,10 +109,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     detector = patchguard.load(arguments.run)
     tree = scan_test(arguments.data)
-    test = labelled_images(tree.test, detector.image_size, tree.has_masks)
+    height, width = read_model(arguments.run).preprocessing.shape
+    test = labelled_images(tree.test, (height, width), tree.has_masks)
     test = test.subset(arguments.images)
     print(
-        f"{arguments.data.name}, {len(test.names)} images of {detector.image_size} px, batches of "
+        f"{arguments.data.name}, {len(test.names)} images of {height} x {width} px, batches of "
         f"{arguments.batch_size}, {arguments.threads} threads, seed 0, torch {version('torch')}, "
         f"Python {platform.python_version()}"
     )

@@ -24,10 +24,12 @@ from patchguard.attacks.objectives import image_score
 from patchguard.config import parse_eps
 from patchguard.data.folder import scan
 from patchguard.data.images import read_pixels
+from patchguard.data.windows import WHOLE_PLACE, squeezed
 from patchguard.detector import to_tensor
 from patchguard.models.attention import attention_degrees
-from patchguard.models.patchguard import PatchGuard
+from patchguard.models.patchguard import PatchGuard, Placed
 from patchguard.models.sensitivity import attention_change, attention_sensitivity
+from patchguard.results.model_file import read_model
 
 HEADINGS = (
     f"{'block':>5} {'degree':>7} {'heads':>11}   {'token':>7} {'bound':>8}   {'layer':>7} "
@@ -35,15 +37,15 @@ HEADINGS = (
 )
 
 
-def normals(data: Path, count: int, size: int) -> Tensor:
-    """Images [count, 3, size, size] spread evenly over the normal training images."""
+def normals(data: Path, count: int, shape: tuple[int, int]) -> Tensor:
+    """Images [count, 3, H, W] spread evenly over the normal training images."""
     samples = scan(data).train
     chosen = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long().tolist()
-    images = (read_pixels(samples[index].source).resized(size) for index in chosen)
+    images = (read_pixels(samples[index].source).resized(shape) for index in chosen)
     return torch.stack([to_tensor(image) for image in images])
 
 
-def attacked(model: PatchGuard, images: Tensor, eps: float, seed: int) -> Tensor:
+def attacked(model: Placed, images: Tensor, eps: float, seed: int) -> Tensor:
     """The images, their scores driven up."""
     normal = torch.zeros(len(images), dtype=torch.bool)
     attack = APGD(image_score, steps=50)
@@ -56,10 +58,12 @@ def attacked(model: PatchGuard, images: Tensor, eps: float, seed: int) -> Tensor
 
 def rows(model: PatchGuard, images: Tensor, eps: float, seed: int) -> list[str]:
     """A line for each block."""
-    degrees = attention_degrees(model, images)
+    whole = images.new_tensor(WHOLE_PLACE).expand(len(images), 4)
+    placed = Placed(model, whole)
+    degrees = attention_degrees(placed, images)
     generator = torch.Generator().manual_seed(seed)
-    sensitivity = attention_sensitivity(model, images, generator=generator)
-    change = attention_change(model, images, attacked(model, images, eps, seed))
+    sensitivity = attention_sensitivity(placed, images, generator=generator)
+    change = attention_change(placed, images, attacked(placed, images, eps, seed))
     return [
         f"{number:5} {degree.mean():7.1f} {degree.min():5.1f}-{degree.max():5.1f}   "
         f"{block.token_norm.mean():7.3f} {block.token_bound.total.mean():8.3f}   "
@@ -91,7 +95,9 @@ def main() -> None:
     print("token, layer: largest singular value of the Jacobian; input, output: relative change")
     for run in arguments.runs:
         model = patchguard.load(run)
-        images = normals(arguments.data, arguments.images, model.image_size)
+        images = normals(arguments.data, arguments.images, read_model(run).preprocessing.shape)
+        # One window each: attention is within a window.
+        images = squeezed(images, model.config.window)
         tokens = model.grid**2 + model.backbone.num_prefix_tokens
         print(f"\n{run.name} ({tokens} tokens)\n{HEADINGS}")
         eps = parse_eps(arguments.eps)

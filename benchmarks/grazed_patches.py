@@ -3,10 +3,10 @@
     python benchmarks/grazed_patches.py DATA [--recipe fast] [--draws 300] [--seed 0]
 
 Pseudo-anomalies are drawn from the normal images of DATA as training does once its curricula are
-over, pass after pass. Of the patches with an anomalous pixel, those of less than
-`training.least_cover` included, which the loss leaves out, the share of which less than so much is
-covered, and of which the pixels change by less than so much on average, colours and normal pixels
-included. No test image is looked at.
+over, pass after pass, of the whole squeezed into a window. Of the patches with an anomalous pixel,
+those of less than `training.least_cover` included, which the loss leaves out, the share of which
+less than so much is covered, and of which the pixels change by less than so much on average,
+colours and normal pixels included. No test image is looked at.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from patchguard.config import FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
 from patchguard.models.patchguard import PatchGuard
 from patchguard.pipelines.evaluate import versions
-from patchguard.pipelines.fit import prepared
+from patchguard.pipelines.fit import prepared, training_images
 from patchguard.training.batches import Draw, TrainingImages
 
 COVERS = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -36,8 +36,7 @@ CHANGES = (1, 2, 4, 8)
 def drawn(data: Path, recipe: Recipe, seed: int) -> TrainingImages:
     """The training images of a recipe, as `fit` splits and varies them."""
     material = prepared(data, FitConfig(data=str(data), seed=seed, recipe=recipe), print)
-    normals = material.train
-    return TrainingImages(normals.images, normals.foregrounds, material.data, seed)
+    return training_images(material, recipe.model, seed)
 
 
 def anomalous_patches(images: TrainingImages, draws: int, grid: int) -> Iterator[Tensor]:
@@ -65,11 +64,13 @@ def main() -> None:
         parser.error("--draws must be at least 1")
     try:
         recipe = load_recipe(arguments.recipe)
+        # Normal and anomalous windows lie apart, and show no change.
+        recipe.model.views = ["whole"]
         images = drawn(arguments.data, recipe, arguments.seed)
     except PatchGuardError as error:
         raise SystemExit(f"error: {error}") from None
     unstarted = replace(recipe.model, weights="none")
-    grid = PatchGuard(unstarted, recipe.data.image_size).grid
+    grid = PatchGuard(unstarted).grid
     patches = torch.cat([*anomalous_patches(images, arguments.draws, grid)], dim=1).numpy()
     print(
         f"{arguments.data.name}, recipe {arguments.recipe}, seed {arguments.seed}, "

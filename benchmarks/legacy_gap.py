@@ -23,6 +23,7 @@ from patchguard.config import SUITES, EvaluationConfig
 from patchguard.data.folder import scan_test
 from patchguard.evaluation.protocol import DetectorFacts, evaluate_detector
 from patchguard.evaluation.test_set import TestSet, labelled_images
+from patchguard.results.model_file import read_model
 from patchguard.results.schema import LEGACY, WORST
 
 
@@ -61,8 +62,8 @@ def main() -> None:
     tree = scan_test(arguments.data)
     if not tree.has_masks:
         parser.error(f"{arguments.data} has no ground truth, which the published attack needs")
-    size = patchguard.load(arguments.run).image_size
-    test = labelled_images(tree.test, size, with_masks=True)
+    height, width = read_model(arguments.run).preprocessing.shape
+    test = labelled_images(tree.test, (height, width), with_masks=True)
     threats = yaml.safe_load((SUITES / f"{arguments.suite}.yaml").read_text())["threats"][:1]
     threats[0]["eps"] = arguments.eps or threats[0]["eps"]
     members = [entry for entry in threats[0]["attacks"] if entry["attack"] != LEGACY]
@@ -75,7 +76,8 @@ def main() -> None:
         arguments.run, test, [{**threats[0], "attacks": published}], arguments.seed, cache
     )
     print(
-        f"{arguments.run.name} on {arguments.data.name}: {len(test.names)} images of {size} px, "
+        f"{arguments.run.name} on {arguments.data.name}: {len(test.names)} images of "
+        f"{height} x {width} px, "
         f"{threats[0]['norm']}, seed {arguments.seed}; legacy: PGD-{arguments.steps}; worst case: "
         f"{arguments.suite} without legacy; patchguard {patchguard.__version__}, "
         f"torch {version('torch')}, Python {platform.python_version()}"

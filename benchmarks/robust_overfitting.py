@@ -12,6 +12,7 @@ setting by this has used the calibration images of these runs for it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,25 +25,31 @@ from patchguard.attacks.objectives import image_score
 from patchguard.attacks.pgd import PGD
 from patchguard.config import VariationConfig, parse_eps
 from patchguard.evaluation.metrics import image_metrics
+from patchguard.evaluation.test_set import TestSet, pseudo_test_set
 from patchguard.models.patchguard import PatchGuard
 from patchguard.pipelines.fit import check_same_images, prepared
 from patchguard.results.run_folder import read_config
-from patchguard.training.batches import Batch, TrainingImages
 from patchguard.training.prepare import Normals
 
 BATCH = 100
 
 
-def both(data: Path, run: Path) -> tuple[TrainingImages, TrainingImages]:
-    """The normals that a run was trained on, and those it held out."""
+def both(data: Path, run: Path) -> tuple[TestSet, TestSet]:
+    """The normals that a run was trained on, those it held out, and a pseudo-anomaly of each."""
     settings, _ = read_config(run)
     plain = replace(settings.recipe.data, variation=VariationConfig(), flips=[], stray=0.0)
     changed = replace(settings, recipe=replace(settings.recipe, data=plain))
     material = prepared(data, changed, tell=lambda _: None)
     check_same_images(run, material)
 
-    def images(normals: Normals) -> TrainingImages:
-        return TrainingImages(normals.images, normals.foregrounds, plain, settings.seed)
+    def images(normals: Normals) -> TestSet:
+        return pseudo_test_set(
+            normals.names,
+            normals.images,
+            normals.foregrounds,
+            material.data.anomalies,
+            settings.seed,
+        )
 
     return images(material.train), images(material.held_out)
 
@@ -67,12 +74,13 @@ def auroc(normal: Tensor, anomalous: Tensor) -> float:
     return image_metrics(torch.cat([normal, anomalous]), labels).auroc
 
 
-def row(model: PatchGuard, batches: list[Batch], eps: float, seed: int) -> str:
+def row(model: PatchGuard, parts: Sequence[TestSet], eps: float, seed: int) -> str:
     """AUROC of both kinds of normals, and how far they are apart."""
-    pasted = torch.cat([batch["anomalous"] for batch in batches])
+    pasted = torch.cat([part.images[part.labels] for part in parts])
     anomalous = scores(model, pasted, True, eps, seed)
     trained, held_out = (
-        auroc(scores(model, batch["normal"], False, eps, seed), anomalous) for batch in batches
+        auroc(scores(model, part.images[~part.labels], False, eps, seed), anomalous)
+        for part in parts
     )
     return f"{trained:9.3f} {held_out:9.3f} {trained - held_out:+9.3f}"
 
@@ -86,12 +94,12 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{arguments.data.name}, PGD-20, seed {arguments.seed}, torch {version('torch')}")
     for run in arguments.runs:
-        model, (trained, held_out) = patchguard.load(run), both(arguments.data, run)
-        print(f"{run}: {len(trained)} training and {len(held_out)} held-out normals")
-        batches = [part.unseen(len(part)) for part in (trained, held_out)]
+        model, parts = patchguard.load(run), both(arguments.data, run)
+        trained, held_out = (int((~part.labels).sum()) for part in parts)
+        print(f"{run}: {trained} training and {held_out} held-out normals")
         print(f"{'eps':>6} {'training':>9} {'held out':>9} {'apart':>9}")
         for eps in ["0/255", *arguments.eps]:
-            found = row(model, batches, parse_eps(eps), arguments.seed)
+            found = row(model, parts, parse_eps(eps), arguments.seed)
             print(f"{eps:>6} {found}", flush=True)
 
 

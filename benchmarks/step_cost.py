@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from patchguard.config import Recipe, load_recipe
-from patchguard.models.patchguard import PatchGuard
+from patchguard.data.windows import WHOLE_PLACE
+from patchguard.models.patchguard import PatchGuard, Placed
 from patchguard.pipelines.evaluate import versions
 from patchguard.runtime import named_device
 from patchguard.training.batches import Batch
@@ -35,22 +36,30 @@ DEVICE = named_device("auto")
 class Separately(AdversarialTraining):
     """Attacks normal images and pseudo-anomalies one after the other."""
 
-    def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+    def attacked(
+        self, placed: Placed, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor
+    ) -> Tensor:
         eps, half = self.current_eps(), len(images) // 2
         if eps == 0:
             return images
         parts = (slice(0, half), slice(half, None))
         return torch.cat(
             [
-                self.attack(self.model, images[part], labels[part], masks[part], eps=[eps])[0]
+                self.attack(
+                    Placed(placed.model, placed.places[part]),
+                    images[part],
+                    labels[part],
+                    masks[part],
+                    eps=[eps],
+                )[0]
                 for part in parts
             ]
         )
 
 
 def batch_of(recipe: Recipe) -> Batch:
-    """Random normals, and pseudo-anomalies that differ from them in a square."""
-    size, count = recipe.data.image_size, recipe.training.batch_size
+    """Random windows of normals, and pseudo-anomalies that differ from them in a square."""
+    size, count = recipe.model.window, recipe.training.batch_size
     normal = torch.rand(count, 3, size, size)
     mask = torch.zeros(count, size, size, dtype=torch.bool)
     mask[:, size // 4 : size // 2, size // 4 : size // 2] = True
@@ -59,6 +68,7 @@ def batch_of(recipe: Recipe) -> Batch:
         normal=normal,
         anomalous=anomalous,
         mask=mask,
+        places=torch.tensor(WHOLE_PLACE).expand(count, 2, 4),
         index=torch.arange(count),
         flips=torch.zeros(count, 2, dtype=torch.bool),
     )
@@ -69,7 +79,7 @@ def step_of(way: str, recipe: Recipe, batch: Batch) -> Step:
     """One optimiser step, computed in that way."""
     torch.manual_seed(0)
     attack = replace(recipe.training.attack, ramp=0.0)
-    model = PatchGuard(replace(recipe.model, weights="none"), recipe.data.image_size)
+    model = PatchGuard(replace(recipe.model, weights="none"))
     kind = Separately if way == "separate" else AdversarialTraining
     training = replace(recipe.training, attack=attack)
     module = kind(model, training, total_steps=1, seed=0, images=len(batch["index"])).to(DEVICE)

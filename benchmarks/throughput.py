@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchguard.config import FitConfig, Recipe, load_recipe
 from patchguard.models.patchguard import PatchGuard
 from patchguard.pipelines.evaluate import versions
-from patchguard.pipelines.fit import prepared
+from patchguard.pipelines.fit import prepared, training_images
 from patchguard.runtime import named_device
 from patchguard.training.batches import Batch, TrainingImages, training_loader, workers_for
 from patchguard.training.module import AdversarialTraining
@@ -77,7 +77,7 @@ def step_of(recipe: Recipe, batch: Batch) -> Callable[[], None]:
     """One optimiser step as the training loop makes it, clipping and average included."""
     torch.manual_seed(0)
     training = recipe.training
-    model = PatchGuard(recipe.model, recipe.data.image_size)
+    model = PatchGuard(recipe.model)
     module = AdversarialTraining(model, training, 1, 0, len(batch["index"])).to(DEVICE)
     optimizer = module.optimizer()
     half = HALF.get(training.precision)
@@ -144,14 +144,12 @@ def main() -> None:
     if arguments.workers is not None:
         recipe = replace(recipe, data=replace(recipe.data, workers=arguments.workers))
     material = prepared(arguments.data, FitConfig(data=str(arguments.data), recipe=recipe), print)
-    images = TrainingImages(
-        material.train.images, material.train.foregrounds, material.data, seed=0
-    )
+    images = training_images(material, recipe.model, seed=0)
     count, precision = recipe.training.batch_size, recipe.training.precision
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(
         f"{arguments.recipe} on {arguments.data.name}, {recipe.model.backbone} at "
-        f"{recipe.data.image_size} px, batches of {count} and {count}, {precision}, "
+        f"{recipe.model.window} px, batches of {count} and {count}, {precision}, "
         f"{workers_for(recipe.data, DEVICE)} workers, {versions()}, {name}, "
         f"{torch.get_num_threads()} threads"
     )

@@ -60,7 +60,7 @@ class Point:
 
 
 def on_the_same_backbone(paper: Recipe, other: Recipe) -> Recipe:
-    """The published recipe with the network and the image size of another.
+    """The published recipe with the network, the window and the views of another.
 
     The attention term goes to the blocks at a half, three quarters and the end, divided once more
     by the number of tokens as in the release; where two of these are the same block, it has the sum
@@ -70,16 +70,19 @@ def on_the_same_backbone(paper: Recipe, other: Recipe) -> Recipe:
         paper.model,
         backbone=other.model.backbone,
         weights=other.model.weights,
+        window=other.model.window,
+        stride=other.model.stride,
+        views=other.model.views,
         blur_sigma=other.model.blur_sigma,
         blur_radius=other.model.blur_radius,
     )
-    built = PatchGuard(replace(model, weights="none"), other.data.image_size)
+    built = PatchGuard(replace(model, weights="none"))
     tokens = built.grid**2 + built.backbone.num_prefix_tokens
     depth = len(built.blocks)
     attention = dict.fromkeys((round(depth * block / 12) for block in PUBLISHED), 0.0)
     for block, weight in PUBLISHED.items():
         attention[round(depth * block / 12)] += weight / tokens
-    data = replace(paper.data, image_size=other.data.image_size)
+    data = replace(paper.data, resolution=other.data.resolution, wholes=other.data.wholes)
     return replace(
         paper, model=model, data=data, training=replace(paper.training, attention=attention)
     )

@@ -168,9 +168,10 @@ def _category(end: Path, linked: bool) -> str:
 
 
 def pages(path: Path) -> int:
-    """Pages that a TIFF file tells of, whether or not they can be read; 1 for everything else."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return 1
+    """Pages that a TIFF file tells of, whether or not they can be read; 1 for everything else.
+
+    What a file is, its content says: a TIFF may be named ``.bmp``.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -531,6 +532,9 @@ def anomalies_faults(root: Path, out: Path, recipe: Any) -> Iterator[Fault]:
         return
     if not out.exists():
         yield Fault("anomalies: nothing written, exit status 0", done.told)
+    if root in out.parents:
+        yield Fault("anomalies: a picture among the images it is made from", done.told)
+        return
     scanned = data_folder.scan(root)
     used = {sample.path for sample in (*scanned.train, *scanned.test)}
     used |= _belonging(used, root)

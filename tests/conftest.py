@@ -19,7 +19,8 @@ from patchguard import config
 from patchguard.config import EvaluationConfig, Recipe
 from patchguard.evaluation.checks import run as checks
 from patchguard.models.patchguard import PatchGuard
-from patchguard.results.run_folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, read_config, seal
+from patchguard.results.model_file import read_model
+from patchguard.results.run_folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, seal
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -94,7 +95,7 @@ def _draw_tree(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
-    """The fast recipe at 32 px for a few steps."""
+    """The fast recipe for a few steps, on images squeezed to 32 px."""
     return trainings.small_recipe()
 
 
@@ -164,9 +165,8 @@ def run_of_format_1(tmp_path: Path) -> Path:
     kept = Path(__file__).parent / "fixtures" / "run_format_1"
     run = Path(shutil.copytree(kept, tmp_path / "old"))
     for folder in (run, run / "twin"):
-        recipe = read_config(folder)[0].recipe
         torch.manual_seed(0)
-        detector = PatchGuard(recipe.model, recipe.data.image_size)
+        detector = PatchGuard(read_model(folder).config)
         save_file(detector.state_dict(), folder / WEIGHTS)
         seal(folder, CONFIG, WEIGHTS, CALIBRATION, METRICS)
     return run

@@ -31,7 +31,7 @@ from patchguard.pipelines import fit as fitting
 from patchguard.results.run_folder import read_config, seal, write_config
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
-from patchguard.training.prepare import prepare
+from patchguard.training.prepare import PreparedImages, prepare
 from trainings import Listening
 
 
@@ -61,6 +61,18 @@ def test_a_run_holds_everything_that_is_promised(run: Path) -> None:
     assert list(run.glob("training/tensorboard/events*"))
 
 
+def prepared(tree: Path, recipe: Recipe, calibration_images: int = 4) -> PreparedImages:
+    return prepare(
+        tree,
+        recipe.data,
+        recipe.model,
+        calibration_images=calibration_images,
+        seed=0,
+        strict=False,
+        tell=lambda line: None,
+    )
+
+
 def test_training_changes_images_no_further_than_suits_them(
     tree: Path, tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,9 +87,7 @@ def test_training_changes_images_no_further_than_suits_them(
         tiny_recipe.data, flips=["vertical"], variation=VariationConfig(brightness=0.5), stray=1.0
     )
     settings = FitConfig(data=str(tree), recipe=replace(tiny_recipe, data=asked))
-    material = prepare(
-        tree, asked, calibration_images=4, seed=0, strict=False, tell=lambda line: None
-    )
+    material = prepared(tree, replace(tiny_recipe, data=asked))
     with pytest.raises(Trained) as trained:
         fitting.fit_detector(material, settings, tmp_path, runtime=Runtime.on("cpu"))
     config = trained.value.args[0]
@@ -167,7 +177,7 @@ def test_a_loaded_detector_gives_the_scores_of_the_evaluation(run: Path, tree: P
 
     detector = patchguard.load(run)
     assert not detector.training
-    test = labelled_images(scan(tree).test, detector.image_size, with_masks=True)
+    test = labelled_images(scan(tree).test, (32, 32), with_masks=True)
     scored = score_images(detector, test.images, batch_size=32)
     assert scored.scores.tolist() == metrics(run)["scores"]["clean"]
 
@@ -387,7 +397,7 @@ def test_a_typo_leaves_no_run_folder_behind(
     out = tmp_path / "run"
     for wrong in (
         ["--recipe.model.backbone", "no_such_vit"],
-        ["--recipe.data.image_size", "50"],
+        ["--recipe.model.window", "50"],
         ["--recipe.training.attention", "{9: 1.0}"],
         ["--recipe.model.heads", "3"],
         ["--recipe.data.variation.shift", "0.8"],
@@ -410,6 +420,9 @@ def test_perturbations_outlive_a_step_only_where_images_stay() -> None:
     with pytest.raises(PatchGuardError, match="rotation, zoom and shift"):
         fitting.check(settings)
     recipe.data.variation = VariationConfig(contrast=0.1, brightness=0.1)
+    with pytest.raises(PatchGuardError, match=r"set model\.views to whole"):
+        fitting.check(settings)
+    recipe.model.views = ["whole"]
     fitting.check(settings)
 
 
@@ -425,11 +438,10 @@ def test_a_run_is_not_continued_on_other_images(
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_a_run_is_not_continued_with_images_varied_otherwise(run: Path, tree: Path) -> None:
-    config = DataConfig(image_size=32, flips=["horizontal"])
-    material = prepare(
-        tree, config, calibration_images=4, seed=0, strict=False, tell=lambda line: None
-    )
+def test_a_run_is_not_continued_with_images_varied_otherwise(
+    run: Path, tree: Path, tiny_recipe: Recipe
+) -> None:
+    material = prepared(tree, replace(tiny_recipe, data=DataConfig(flips=["horizontal"])))
     fitting.check_same_images(run, material)
     with pytest.raises(PatchGuardError, match="but horizontal flips suits"):
         fitting.check_same_changes(run, material)
@@ -441,16 +453,10 @@ def test_the_picture_of_anomalies_is_of_what_is_trained_on(
     recipe = replace(tiny_recipe, data=replace(tiny_recipe.data, stray=1.1))
     reporter = Listening()
     patchguard.write_anomalies(tree, out=tmp_path / "grid.png", recipe=recipe, reporter=reporter)
-    material = prepare(
-        tree,
-        recipe.data,
-        calibration_images=required_normals(FitConfig(data="x").false_alarm_rate),
-        seed=0,
-        strict=False,
-        tell=lambda line: None,
-    )
+    wanted = required_normals(FitConfig(data="x").false_alarm_rate)
+    material = prepared(tree, recipe, wanted)
     assert material.summary in reporter.told
-    fitting.write_training_gallery(material, tmp_path / "again.png", 0)
+    fitting.write_training_gallery(material, recipe.model, tmp_path / "again.png", 0)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
@@ -483,7 +489,7 @@ def test_an_empty_mask_is_named(run: Path, tree: Path, tmp_path: Path) -> None:
         (["fit", "no_such_folder"], "no_such_folder"),
         (["fit", "x", "--recipe", "no_such_recipe"], "no_such_recipe"),
         (["fit", "x", "--recipe.data.image_sise", "3"], "image_sise"),
-        (["fit", "x", "--recipe.data.image_size", "big"], "image-size is 'big'"),
+        (["fit", "x", "--recipe.model.window", "big"], "window is 'big'"),
         (["fit", "x", "--minutes", "1", "--steps", "2"], "one of"),
         (["fit", "x", "--evaluation.eps", "[2]", "--recipe", "fast"], "eps"),
         (["evaluate", "no_such_run", "x"], "no_such_run"),
@@ -668,6 +674,21 @@ def test_a_detector_of_ones_own_is_evaluated_into_a_folder_and_a_leaderboard(
     card = json.loads((out / "card.json").read_text())
     assert card["detector"]["kind"] == "python"
     assert card["data"]["sha256"] == json.loads((run / "card.json").read_text())["data"]["sha256"]
+
+
+@pytest.mark.usefixtures("few_checks")
+def test_a_detector_of_images_that_are_no_squares_is_evaluated(tree: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "mine.py", tmp_path / "out"
+    source.write_text(BRIGHT.replace("image_size = 32", "image_size = (48, 96)"))
+    assert cli.main(["evaluate", f"{source}:make", str(tree), "--out", str(out)]) == 0
+    found = metrics(out)
+    assert found["protocol"]["suite"] == "quick"
+    assert found["protocol"]["attacked_resolution"] == [48, 96]
+    assert 0 < _row(found, "worst", "4/255", "both")["pixel"]["auroc"] < 1
+    with np.load(out / "gallery.npz") as gallery:
+        assert gallery["images"].shape == gallery["attacked"].shape == (2, 48, 96, 3)
+        assert gallery["truth"].shape == gallery["attacked_maps"].shape == (2, 48, 96)
+    assert "48 × 96 px" in (out / "leaderboard.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

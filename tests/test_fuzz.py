@@ -3,17 +3,40 @@
 ``benchmarks/fuzz_trees.py`` draws thousands more.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 
 from accounting import OPTIONS, Options, command_trial, scan_trial
 from platforms import needs_bytes, needs_links
 from trainings import detector, small_recipe
-from trees import Tree, trees
+from trees import OUTSIDE, Entry, Tree, picture, trees
 
 pytestmark = [needs_bytes, needs_links]
+
+# Trees that showed a fault, of the tool or of the accounting, with the options that did.
+PLAIN = Options(out="outside", relative=False, maps=False, again=False, drawn=False)
+SUBFOLDERS_AND_A_LINK = Tree(
+    (
+        Entry(b"day 1/002.png", "normal", picture("png RGB", (32, 32), 2)),
+        Entry(b"day 1/003.png", "normal", picture("png RGB", (32, 32), 3)),
+        Entry(b"#512.txt", "link", link=b"../" + OUTSIDE.encode()),
+    )
+)
+PAGES_IN_A_PNG = Tree(
+    (Entry(b"test/NG/\xbf101.PNG", "TIFF", picture("tiff of 3 pages", (20, 33), 101)),)
+)
+PAGES_IN_A_BMP = Tree(
+    (
+        Entry(
+            b"day 1/" + b"x" * 249 + b"11.bmp",
+            "TIFF",
+            picture("tiff of 2 pages, deep", (64, 64), 11),
+        ),
+    )
+)
 
 
 def repeated(examples: int) -> settings:
@@ -22,7 +45,7 @@ def repeated(examples: int) -> settings:
         derandomize=True,
         deadline=None,
         # To shrink takes minutes; the benchmark prints a small tree of each kind.
-        phases=[Phase.generate],
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
 
@@ -40,6 +63,10 @@ def test_scanning_a_tree_uses_or_lists_every_file(tree: Tree) -> None:
 
 @repeated(40)
 @given(tree=trees(), options=OPTIONS)
+@example(tree=SUBFOLDERS_AND_A_LINK, options=replace(PLAIN, out="same", drawn=True))
+@example(tree=SUBFOLDERS_AND_A_LINK, options=replace(PLAIN, drawn=True))
+@example(tree=PAGES_IN_A_PNG, options=PLAIN)
+@example(tree=PAGES_IN_A_BMP, options=replace(PLAIN, out="same"))
 def test_every_file_of_a_tree_gets_a_row_or_a_line(
     tree: Tree, options: Options, small_run: Path
 ) -> None:

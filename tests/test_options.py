@@ -34,16 +34,24 @@ def test_what_is_not_given_is_left_to_the_verb() -> None:
     assert given("predict", "run", "a", "b") == {"run": "run", "images": ["a", "b"]}
 
 
+def test_files_may_stand_on_both_sides_of_an_option() -> None:
+    expected = {"run": "run", "images": ["a", "b"], "maps": True}
+    assert given("predict", "run", "a", "--maps", "b") == expected
+    assert given("predict", "run", "--maps", "a", "b") == expected
+    with pytest.raises(PatchGuardError, match="required: IMAGES"):
+        given("predict", "run", "--maps")
+
+
 def test_names_take_dashes_and_underscores_and_values_keep_theirs() -> None:
     for rate, size in (
-        ("--false-alarm-rate", "--recipe.data.image-size=48"),
-        ("--false_alarm_rate", "--recipe.data.image_size=48"),
+        ("--false-alarm-rate", "--recipe.model.blur-radius=48"),
+        ("--false_alarm_rate", "--recipe.model.blur_radius=48"),
     ):
         found = given("fit", "my_data", rate, "0.1", size, "--out=my_run")
         assert found["data"] == "my_data"
         assert found["out"] == "my_run"
         assert found["false_alarm_rate"] == 0.1
-        assert found["recipe"].data.image_size == 48
+        assert found["recipe"].model.blur_radius == 48
 
 
 def test_flags_need_no_value_and_swallow_no_input() -> None:
@@ -59,7 +67,7 @@ def test_options_change_the_recipe_that_is_named_wherever_they_stand(tmp_path: P
     expected = load_recipe("strong")
     expected.training.lr, expected.training.attention = 1e-4, {2: 1.0, 3: 1e-3}
     assert found == expected
-    assert given("fit", "x", "--recipe.model.top-k=5")["recipe"].data == load_recipe("fast").data
+    assert given("fit", "x", "--recipe.model.heads=8")["recipe"].data == load_recipe("fast").data
 
 
 def test_options_change_the_evaluation_of_a_file(tmp_path: Path) -> None:

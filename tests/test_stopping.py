@@ -91,7 +91,7 @@ def test_fit_evaluate_and_predict_run_in_another_thread_on_a_named_device_and_pr
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
 def test_sigterm_saves_the_training_and_exits_with_130(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    small = ["--recipe.data.image_size", "32", "--recipe.model.hidden", "64"]
+    small = ["--recipe.model.window", "32", "--recipe.model.hidden", "64"]
     length = ["--steps", "100000", "--false_alarm_rate", "0.2", "--out", str(out)]
     command = [sys.executable, "-m", "patchguard", "fit", str(tree), *small, *length]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

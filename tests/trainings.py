@@ -22,7 +22,7 @@ from pictures import write_png
 
 SELF_CHECKS = frozenset(["S1", "S28", "S30"])
 """Those that attack nothing."""
-MODEL = ModelConfig(hidden=64)
+MODEL = ModelConfig(hidden=64, window=32, views=["whole"])
 VARIED = VariationConfig(rotation=10, zoom=0.1, shift=0.1, contrast=0.1, brightness=0.1)
 
 
@@ -44,8 +44,10 @@ def dataset(
         [np.full((32, 32, 3), rng.uniform(0.4, 0.6), np.float32) for _ in range(images)]
     )
     foregrounds = np.ones((images, 32, 32), dtype=bool)
-    config = DataConfig(image_size=32, workers=workers, variation=variation or VariationConfig())
-    return TrainingImages(pictures, foregrounds, config, seed)
+    config = DataConfig(workers=workers, variation=variation or VariationConfig())
+    return TrainingImages(
+        pictures, foregrounds, config, seed, window=MODEL.window, views=MODEL.views
+    )
 
 
 def settings(**changes: Any) -> TrainingConfig:
@@ -54,9 +56,10 @@ def settings(**changes: Any) -> TrainingConfig:
 
 
 def small_recipe() -> Recipe:
-    """The fast recipe at 32 px for a few steps."""
+    """The fast recipe for a few steps, on images squeezed to 32 px."""
     recipe = load_recipe("fast")
-    recipe.data.image_size, recipe.data.workers = 32, 0
+    recipe.data.workers = 0
+    recipe.model.window, recipe.model.views = 32, ["whole"]
     recipe.model.hidden = 64
     recipe.training.steps, recipe.training.batch_size = 12, 4
     return recipe

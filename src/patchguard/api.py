@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from patchguard.config import EvaluationConfig, FitConfig, Recipe, load_recipe
 from patchguard.errors import PatchGuardError
-from patchguard.files import sole_writer
+from patchguard.files import resolved, sole_writer
 
 DEFAULT_RECIPE = "fast"
 PREDICTIONS = "predictions"
 DEMO_CATEGORY = "fabric"
-DEMO_STEPS = 2400
+DEMO_STEPS = 1000
+DEMO_MINUTES = 1
+"""Of attacks, on each of the two detectors."""
 
 if TYPE_CHECKING:
     from patchguard.deploy.prediction_folder import Prediction
@@ -86,7 +88,7 @@ def fit(
     from patchguard.runtime import Runtime
 
     runtime = Runtime.on(device, reporter)
-    folder = Path(out) if out else Path("runs") / Path(data).resolve().name
+    folder = Path(out) if out else Path("runs") / resolved(data).name
     settings = FitConfig(
         data=str(data),
         seed=seed,
@@ -129,7 +131,8 @@ def _fit(
     fitting.check_same_images(folder, material)
     fitting.check_same_changes(folder, material)
     ownership.claim(folder, ownership.RUN)
-    fitting.write_training_gallery(material, folder / "anomalies.png", settings.seed)
+    picture = folder / "anomalies.png"
+    fitting.write_training_gallery(material, settings.recipe.model, picture, settings.seed)
     runs = {folder: settings}
     if settings.twin and fitting.is_defended(settings):
         runs[folder / evaluating.TWIN] = fitting.undefended(settings)
@@ -218,7 +221,7 @@ def evaluate(
     tree = scan_test(Path(data), strict=strict, full_scale=found.full_scale)
     tell_of(tree, tell)
     require_labelled(tree)
-    test = evaluating.labelled(tree, found.image_size, tell)
+    test = evaluating.labelled(tree, found.shape, tell)
     folder = Path(detector)
     if is_run(folder):
         if out is not None:
@@ -320,24 +323,26 @@ def write_leaderboard(
     """One page that compares all robustness cards below a folder.
 
     Args:
-        cards: a folder that holds ``card.json`` files at any depth; former ones do not count.
+        cards: a folder that holds ``card.json`` files at any depth; links are followed, former ones
+            do not count.
         out: HTML file to write.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
         PatchGuardError: no card, a damaged one, or a file of somebody else at ``out``.
     """
+    from patchguard.data.listing import list_folder
     from patchguard.pipelines.evaluate import CARD
     from patchguard.report.leaderboard import MARKS, render_leaderboard
     from patchguard.results.ownership import FORMER, check_file
 
-    found = sorted(
-        path for path in Path(cards).rglob(CARD) if FORMER not in path.relative_to(cards).parts
-    )
+    below = [path for path in list_folder(Path(cards)).others if path.name == CARD]
+    # One that a link leads to as well is one card.
+    found = {path.resolve(): path for path in below if FORMER not in path.relative_to(cards).parts}
     if not found:
         raise PatchGuardError(f"{cards}: no {CARD} in it; evaluate a detector first")
     check_file(Path(out), "--out", MARKS)
-    path = render_leaderboard(found, Path(out))
+    path = render_leaderboard(list(found.values()), Path(out))
     _reporter(reporter).tell(f"leaderboard: {path}")
     return path
 
@@ -378,7 +383,7 @@ def predict(
     from patchguard.deploy.pipeline import load_pipeline
     from patchguard.deploy.predict import find_inputs, write_predictions
     from patchguard.deploy.prediction_folder import PredictionFolder
-    from patchguard.files import absolute
+    from patchguard.files import absolute, counted
     from patchguard.results.run_folder import manifest_digest
     from patchguard.runtime import Runtime
 
@@ -397,7 +402,7 @@ def predict(
         for path in folder.open(overwrite=overwrite):
             tell(f"{path} was changed since it was written and is left where it is")
         if folder.rows:
-            tell(f"{len(folder.rows)} images are done already")
+            tell(f"{counted(len(folder.rows), 'image')} done already")
         for line in others_told(inputs.listing, inputs.root):
             tell(line)
         return write_predictions(pipeline, inputs, folder, maps=maps, each=each)
@@ -442,30 +447,31 @@ def write_anomalies(
 ) -> Path:
     """A picture of training images, their foregrounds and pseudo-anomalies made from them.
 
-    They are the images that :func:`fit` trains on at its usual false-alarm rate, changed as it
-    changes them.
+    They are the images that :func:`fit` trains on at its usual false-alarm rate, and the windows
+    of them that its training sees, changed as it changes them.
 
     Args:
         data: an MVTec-style tree or a plain folder of normal images.
-        out: PNG file to write.
+        out: PNG file to write, apart from the data, where it would count as an image.
         recipe: a recipe, its name or its YAML file, as for :func:`fit`.
         seed: of the split and of the pseudo-anomalies.
         reporter: where messages and progress go; by default messages go to the log ``patchguard``.
 
     Raises:
-        PatchGuardError: bad input, or a file of somebody else at ``out``; its one line says what
-            to do.
+        PatchGuardError: bad input, an ``out`` among the images, or a file of somebody else there;
+            its one line says what to do.
     """
-    from patchguard.anomalies.gallery import GALLERY_MARK
     from patchguard.pipelines import fit as fitting
-    from patchguard.results.ownership import check_file
+    from patchguard.results.ownership import check_apart, check_file
+    from patchguard.training.gallery import GALLERY_MARK
 
     check_file(Path(out), "--out", (GALLERY_MARK,))
+    check_apart(Path(out), [data])
     settings = FitConfig(data=str(data), seed=seed, recipe=_recipe(recipe))
     tell = _reporter(reporter).tell
     material = fitting.prepared(Path(data), settings, tell)
     tell(material.summary)
-    fitting.write_training_gallery(material, Path(out), seed)
+    fitting.write_training_gallery(material, settings.recipe.model, Path(out), seed)
     return Path(out)
 
 
@@ -626,6 +632,7 @@ def demo(
         out=run,
         recipe="fast",
         steps=None if is_begun(run) else DEMO_STEPS,
+        evaluation=EvaluationConfig(minutes=DEMO_MINUTES),
         resume=run.exists(),
         device=device,
         reporter=reporter,

@@ -140,6 +140,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     # Spinning OpenMP threads slow a shared machine several times over; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Where a command was started without them; else the first file it opens would get their number.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -172,6 +175,10 @@ def _status(argv: list[str]) -> int:
 def _fail(message: str, status: int = 1) -> int:
     print(f"patchguard: {printable(message)}", file=sys.stderr)
     return status
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _let_go(stream: TextIO) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
 from patchguard.constraints import (
     BelowOne,
@@ -34,6 +34,7 @@ ForegroundMethod = Literal["auto", "border", "gradcam", "attention", "full", "fi
 AnomalyShape = Literal["rectangle", "ellipse", "irregular", "line"]
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 AnomalyBlend = Literal["opaque", "soft", "transparent"]
+View = Literal["windows", "whole"]
 Axis = Literal["vertical", "horizontal"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 """In the order of an image's dimensions."""
@@ -79,6 +80,8 @@ class AnomalyConfig(Settings, section="data.anomalies"):
             copies is one of the rest.
         curriculum: fraction of the training over which patches, large and of high contrast at
             first, become those described here.
+        range: darkest and brightest value of the data, in [0, 1]: contrasts are fractions of what
+            lies between; that of the training normals when absent.
     """
 
     shapes: Annotated[list[AnomalyShape], MinLen(1)] = field(
@@ -94,11 +97,14 @@ class AnomalyConfig(Settings, section="data.anomalies"):
     copies: Proportion = 0.0
     removals: Proportion = 0.0
     curriculum: Proportion = 0.0
+    range: Annotated[list[Proportion], Len(2, 2)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"in [side_min = {self.side_min}, 1]"
         self.require(self.side_min <= self.side_max, "side_max", allowed)
+        ascending = self.range is None or self.range[0] < self.range[1]
+        self.require(ascending, "range", "two ascending values in [0, 1]")
 
 
 @dataclass
@@ -137,7 +143,9 @@ class DataConfig(Settings, section="data"):
     """How images become training batches.
 
     Args:
-        image_size: side in pixels of the square the detector sees.
+        resolution: longer side in pixels of the images that the detector sees, aspect ratio kept;
+            ``native`` for that of the training images, ``auto`` for as much of that as the
+            machine can work on. With the whole as the only view, the window is all it sees.
         foreground: how the foreground is found.
         anomalies: how pseudo-anomalies are made.
         flips: of the training images, each half of the time: ``vertical`` (upside down) and
@@ -147,15 +155,20 @@ class DataConfig(Settings, section="data"):
             other one, as a multiple of how far they are from it unchanged, so 1 or more. A flip
             that takes them further is left out, movement and light are weakened until they do not.
             0 takes all as it is. See :mod:`patchguard.data.likeness`.
+        wholes: share of the training examples that show the whole, squeezed into a window.
+        anywhere: share of the windows of training that lie anywhere; the others show a part of
+            the foreground.
         workers: processes that prepare batches; when absent 1 on a CPU, up to 8 with a GPU.
     """
 
-    image_size: Annotated[int, Ge(16)] = 112
+    resolution: Annotated[int, Ge(16)] | Literal["auto", "native"] = "auto"
     foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
     anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
     flips: list[Axis] = field(default_factory=lambda: list(AXES))
     variation: VariationConfig = field(default_factory=VariationConfig)
     stray: NotNegative = 0.0
+    wholes: Proportion = 0.25
+    anywhere: Proportion = 0.2
     workers: Natural | None = None
 
     def __post_init__(self) -> None:
@@ -170,6 +183,7 @@ class ModelConfig(Settings, section="model"):
 
     Args:
         backbone: ``patchguard_mini``, ``patchguard_mini_8`` (patches of 8 px, for small defects),
+            ``patchguard_swift`` (a stem that begins with a stride of 4, a quarter less work),
             ``vit_small_convstem`` (ViT-S with a convolutional stem), or the name of any timm
             Vision Transformer.
         weights: what the training starts from: ``none``, ``hub`` (timm's pretrained weights), a
@@ -180,7 +194,12 @@ class ModelConfig(Settings, section="model"):
         dropout: dropout of the discriminator block.
         position_std: standard deviation of the position code that is added to the tokens before
             the discriminator block, at the start of training; 1 as published.
-        top_k: the image score is the mean of this many largest patch logits.
+        window: side in pixels of the square windows that the network looks at.
+        stride: most between the beginnings of neighbouring windows, as a fraction of a window.
+        views: ``windows`` that cover the image at its resolution, the ``whole`` squeezed into one
+            window, or both, the finer one first.
+        top: the image score is the mean of this share of the patch logits, the largest, at least
+            one; of several shares the one is taken that suits the images, for each view.
         blur_sigma: standard deviation in pixels of the Gaussian that smooths the map.
         blur_radius: radius in pixels at which that Gaussian is cut.
     """
@@ -191,9 +210,19 @@ class ModelConfig(Settings, section="model"):
     hidden: Count = 512
     dropout: BelowOne = 0.2
     position_std: NotNegative = 1.0
-    top_k: Count = 3
+    window: Annotated[int, Ge(16)] = 112
+    stride: Share = 0.6
+    views: Annotated[list[View], MinLen(1)] = field(default_factory=lambda: ["windows", "whole"])
+    top: Annotated[list[Proportion], MinLen(1)] = field(
+        default_factory=lambda: [0.02, 0.0, 0.01, 0.05]
+    )
     blur_sigma: Positive = 3.0
     blur_radius: Natural = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = (["windows"], ["whole"], ["windows", "whole"])
+        self.require(self.views in allowed, "views", "[windows], [whole] or [windows, whole]")
 
 
 @dataclass
@@ -203,7 +232,8 @@ class InnerAttackConfig(Settings, section="training.attack"):
     Args:
         objective: what it raises: the training ``loss``, or ``legacy``, the mean of the normal
             patch logits minus that of the anomalous ones, as published.
-        eps: final radius in pixel space, written n/255; 0/255 trains without an attack.
+        eps: final radius in pixel space, written n/255; 0/255 trains without an attack. On data
+            that use less than half of [0, 1] it is smaller in proportion.
         ramp: fraction of the training at which eps has grown to its final value, linearly from 0.
         steps: gradient steps.
         step_size: step as a multiple of eps / steps.
@@ -370,7 +400,9 @@ class EvaluationConfig(Settings, section="evaluation"):
         eps: sizes of the suite's first threat, one or a list, in place of its own.
         all_checks: run the slow self-checks too.
         images: attack only about that many test images, the same share, but at least one, of each
-            kind; all when absent.
+            kind; when absent, ``minutes`` decides.
+        minutes: attack about as many test images as this machine can in that time, chosen as with
+            ``images``; the fewer they are, the wider are the intervals. All when absent.
         looks: of a detector that is random by design, the mean of that many looks is attacked and
             judged (expectation over transformation); 1 for all others.
         batch_size: images attacked at once by each worker.
@@ -380,6 +412,7 @@ class EvaluationConfig(Settings, section="evaluation"):
     eps: list[str] | str | None = None
     all_checks: bool = False
     images: Annotated[int, Ge(2)] | None = None
+    minutes: Positive | None = 20
     looks: Count = 1
     batch_size: Count = 32
 

@@ -53,6 +53,14 @@ class Detector(nn.Module):
         """The detection and, where a detector overrides this, internals, from one forward pass."""
         return Inspection(*self(images))
 
+    def decided_by(self, images: Tensor) -> list[str] | None:
+        """The view with the highest score of each image [B, 3, H, W]; None with a single view."""
+        return None
+
+    def at_once(self, height: int, width: int) -> int | None:
+        """How many images of that size a pass should hold; None where any number is as good."""
+        return None
+
     def __call__(self, images: Tensor) -> Detection:
         return super().__call__(images)  # type: ignore[no-any-return]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,9 +48,19 @@ def _escaped(found: re.Match[str]) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def counted(number: int, what: str) -> str:
+    """Such as ``1 image``, ``2 images``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def absolute(path: Path) -> Path:
     """The path from the root, without ``..``; links in it stay as they are."""
     return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def resolved(path: str | Path) -> Path:
+    """The path without links; one that leads back to itself stays as it is."""
+    return Path(os.path.realpath(path))
 
 
 def csv_cell(path: str | os.PathLike[str]) -> str:
@@ -106,6 +116,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 def is_partial(path: Path) -> bool:
     """A file that a killed :func:`write_whole` left behind."""
     return _PARTIAL.fullmatch(path.name) is not None
+
+
+def remove_partials(files: Iterable[Path]) -> None:
+    """Remove those that killed writes left behind; the caller holds the lock of their folder."""
+    for path in files:
+        if is_partial(path):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -113,7 +113,7 @@ class CommandParser(Parser):
             PatchGuardError: a word that it does not take.
         """
         found: dict[str, Any] = {}
-        for name, value in vars(self.parse_args(self._spelled(words))).items():
+        for name, value in vars(self.parse_intermixed_args(list(self._spelled(words)))).items():
             *path, last = name.split(".")
             branch = found
             for part in path:

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from patchguard.anomalies.gallery import gallery
 from patchguard.anomalies.noise import perlin
 from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng, usable_foreground
-from patchguard.config import AnomalyConfig, DataConfig
+from patchguard.config import AnomalyConfig
 from patchguard.errors import PatchGuardError
 
 SIZE = 96
@@ -294,27 +293,6 @@ def test_non_square_and_very_small_images():
 def test_impossible_settings_are_named(settings, named):
     with pytest.raises(PatchGuardError, match=rf"data\.anomalies\.{named}"):
         AnomalyConfig(**settings)
-
-
-def test_gallery_shows_each_image_its_foreground_and_its_anomalies():
-    images, foregrounds = [textured(seed=0), textured(seed=1)], [disc(), bar()]
-    grid = gallery(images, foregrounds, DataConfig(), seed=0, columns=6)
-    gap, cell = 2, SIZE + 2
-    assert grid.shape == (2 * cell + gap, 6 * cell + gap, 3)
-    for row, image in enumerate(images):
-        top = row * cell + gap
-        np.testing.assert_array_equal(grid[top : top + SIZE, gap : gap + SIZE], image)
-    assert (grid[:gap] == 1).all()
-    np.testing.assert_array_equal(
-        grid, gallery(images, foregrounds, DataConfig(), seed=0, columns=6)
-    )
-    assert (grid != gallery(images, foregrounds, DataConfig(), seed=1, columns=6)).any()
-
-
-@pytest.mark.parametrize(("images", "columns"), [([], 4), ([textured()], 3), ([textured()], 2)])
-def test_gallery_names_what_is_wrong(images, columns):
-    with pytest.raises(PatchGuardError, match="gallery"):
-        gallery(images, [disc()] * len(images), DataConfig(), seed=0, columns=columns)
 
 
 @pytest.mark.parametrize("copies", [0.0, 1.0])

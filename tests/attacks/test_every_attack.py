@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import patchguard.attacks
-from attack_batch import LABELS, MASKS, generator, random_linear
+from attack_batch import LABELS, MASKS, generator, random_images, random_linear
 from attack_table import EPS, EXAMPLE, KINDS, TARGETS, Target, each, each_keeping_best
 from detectors import Linear, Network, Wave
 from patchguard.attacks import Attack
@@ -60,6 +60,15 @@ def test_stays_in_every_ball_and_in_the_box(
         assert attacked.max() <= 1
         assert not attacked.requires_grad
         assert not torch.equal(attacked, images)
+
+
+@each
+def test_images_need_not_be_squares(target: Target, network: Network) -> None:
+    images = random_images(6, 11)
+    masks, eps = torch.zeros(6, 6, 11), target.eps[1:]
+    (found,) = target.make()(network, images, LABELS, masks, eps=eps, generator=generator())
+    assert found.shape == images.shape and not torch.equal(found, images)
+    assert (target.make().ball.size(found - images) <= eps[0] * (1 + 1e-6)).all()
 
 
 @each_keeping_best

@@ -87,7 +87,7 @@ def test_the_map_attack_raises_normal_pixels_and_lowers_anomalous_ones(
 @pytest.fixture
 def model() -> PatchGuard:
     torch.manual_seed(0)
-    return PatchGuard(ModelConfig(), image_size=32)
+    return PatchGuard(ModelConfig(window=32, views=["whole"]))
 
 
 @pytest.mark.parametrize("eval_mode", [True, False])
@@ -113,13 +113,16 @@ def test_legacy_is_the_mean_of_normal_minus_the_mean_of_anomalous_patches(
     images = torch.rand(2, 3, 32, 32)
     masks = torch.zeros(2, 32, 32)
     masks[1, 0, 0] = 0.01  # one touched pixel makes its 16 px patch anomalous
-    logits = model.eval().patch_logits(images).flatten(1)
+    seen = model.eval().inspect(images)
+    assert seen.patch_logits is not None
+    logits = seen.patch_logits.flatten(1)
     expected = torch.stack([logits[0].mean(), logits[1, 1:].mean() - logits[1, 0]])
-    found = legacy(model.inspect(images), torch.tensor([False, True]), masks)
+    found = legacy(seen, torch.tensor([False, True]), masks)
     torch.testing.assert_close(found, expected)
 
 
 def test_a_patch_is_anomalous_where_any_of_its_pixels_is() -> None:
     masks = torch.zeros(1, 32, 32)
     masks[0, 15, 16] = 1
-    assert patch_labels(masks, 2).tolist() == [[[0, 1], [0, 0]]]
+    assert patch_labels(masks, (2, 2)).tolist() == [[[0, 1], [0, 0]]]
+    assert patch_labels(masks[:, :16], (1, 2)).tolist() == [[[0, 1]]]

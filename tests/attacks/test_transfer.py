@@ -63,8 +63,10 @@ def test_keeps_the_image_where_the_crafted_one_is_worse_on_the_target(images: Te
 
 def test_a_source_of_another_size_is_attacked_in_the_ball_of_the_images(images: Tensor) -> None:
     coarse = random_linear(2, size=4)
-    source = Resized(coarse, 4)
+    source = Resized(coarse, (4, 4))
     assert source(images).anomaly_map.shape == (4, 8, 8)
+    wide = Resized(random_linear(2), (8, 8))
+    assert wide(images[:, :, :5]).anomaly_map.shape == (4, 5, 8)
     # Every 2x2 block of the target sees the weight of the source's pixel.
     target = Linear(coarse.weight.detach().repeat_interleave(2, 1).repeat_interleave(2, 2))
     attack = Transfer(image_score, source=source, steps=10)

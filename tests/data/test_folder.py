@@ -344,7 +344,7 @@ def test_a_link_to_a_file_is_that_file(tmp_path):
         (tmp_path / "data" / name).symlink_to(original)
     folder = scan(tmp_path / "data")
     assert [sample.path.name for sample in folder.train] == ["x.png"]
-    assert "y.png of" in told(folder, "copies of others")
+    assert "y.png of" in told(folder, "copies of")
 
 
 @needs_links
@@ -363,10 +363,8 @@ def test_files_that_are_not_read_are_counted_and_named(tree):
     write(tree / "train/bad/x.png")
     (tree / "train/good/x.heic").write_bytes(b"x")
     folder = scan(tree)
-    assert (
-        told(folder, "other types") == "1 files of other types are not read: train/good/notes.txt"
-    )
-    assert "1 images outside train/good" in told(folder, "train/bad/x.png")
+    assert told(folder, "other types") == "1 file of other types not read: train/good/notes.txt"
+    assert "1 image outside train/good" in told(folder, "train/bad/x.png")
     assert [(path.name, reason.split(";")[0]) for path, reason in folder.skipped] == [
         ("x.heic", "a kind of file that is not read")
     ]
@@ -429,7 +427,7 @@ def test_the_first_frame_of_an_animation_is_read_and_named(tmp_path):
     folder = scan(tmp_path)
     (sample,) = folder.train
     assert sample.source.part == "first of 3 frames"
-    assert "a.gif first of 3 frames" in told(folder, "the first frame is read")
+    assert "a.gif first of 3 frames" in told(folder, "first frame is read")
 
 
 @pytest.mark.parametrize("extra", ["000/0.png", "000_mask_2.png", "000_mask/b.png", "000_1.png"])
@@ -492,14 +490,14 @@ def test_copies_are_left_out_of_training_and_named_everywhere(tree):
     shutil.copy(tree / "test/good/001.png", tree / "test/good/twice.png")
     folder = scan(tree)
     assert len(folder.train) == 3
-    assert told(folder, "left out").startswith("2 of 5 training images are copies of others")
-    assert "1 test images are training images too" in told(folder, "seen.png")
-    assert "1 of 7 test images are copies of others" in folder.remarks
+    assert told(folder, "left out").startswith("copies of other training images, left out: 2 of 5")
+    assert "1 test image among the training images too" in told(folder, "seen.png")
+    assert "copies of other test images: 1 of 7" in folder.remarks
 
 
 def test_blank_images_are_named(tree):
     Image.new("RGB", (24, 20)).save(tree / "train/good/black.png")
-    assert "black.png" in told(scan(tree), "1 training images are of one colour all over")
+    assert "black.png" in told(scan(tree), "1 training image of one colour all over")
 
 
 def deep(path: Path, low: int, high: int, seed: int = 0) -> None:
@@ -526,6 +524,42 @@ def test_12_bit_values_in_16_bit_files(tmp_path):
         scan(tmp_path, full_scale=2000)
 
 
+@pytest.mark.parametrize(("highest", "scale"), [(1.0, 1), (40.0, 63), (255.5, 511)])
+def test_an_automatic_full_scale_holds_all_values_of_floats(tmp_path, highest, scale):
+    for seed in range(3):
+        values = np.random.default_rng(seed).uniform(0, highest, (24, 20)).astype(np.float32)
+        values[0, 0] = highest
+        Image.fromarray(values).save(tmp_path / f"{seed}.tif")
+    folder = scan(tmp_path, full_scale="auto")
+    assert folder.full_scale == scale
+    assert "black" not in told(folder, "the images use values")
+    assert read_image(folder.train[0].source).max() == pytest.approx(highest / scale)
+
+
+def test_a_value_without_bounds_is_a_fault_also_with_an_automatic_full_scale(tmp_path):
+    deep(tmp_path / "a.tif", 0, 100)
+    values = np.full((24, 20), 0.5, np.float32)
+    values[0, 0] = np.inf
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    folder = scan(tmp_path, full_scale="auto")
+    assert [path.name for path, _ in folder.skipped] == ["b.tif"]
+    assert "values from 0.5 to inf, expected finite ones" in folder.skipped[0][1]
+
+
+def test_images_of_any_one_colour_are_named(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (24, 20), (200, 0, number)).save(tmp_path / f"{number}.png")
+    assert "3 training images of one colour" in told(scan(tmp_path), "one colour")
+
+
+def test_subfolders_whose_images_are_all_taken_as_normal_are_named(tmp_path):
+    for number in range(3):
+        write(tmp_path / f"OK/{number}.png")
+    write(tmp_path / "NG/0.png")
+    expected = "the images in all subfolders are taken as normal: NG (1), OK (3)"
+    assert expected in scan(tmp_path).remarks
+
+
 def test_the_range_in_use_is_told(tmp_path):
     write(tmp_path / "a.png")
     assert "of 0 to 255" in told(scan(tmp_path), "the images use values")
@@ -545,6 +579,18 @@ def test_what_belongs_together_is_not_split(tmp_path, as_table):
     rest, held_out = split_normals(samples, 6, seed=0)
     assert (len(rest), len(held_out)) == (16, 8)
     assert not {sample.group for sample in rest} & {sample.group for sample in held_out}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_group_is_trained_on(seed):
+    samples = [
+        Sample(
+            ImageSource(Path(f"{number}.png")), "good", group="A" if number < 30 else f"{number}"
+        )
+        for number in range(36)
+    ]
+    rest, held_out = split_normals(samples, 10, seed)
+    assert (len(rest), len(held_out)) == (30, 6)
 
 
 def test_groups_that_leave_images_out_are_refused(tmp_path):

@@ -385,31 +385,31 @@ def test_jpeg_masks_do_not_grow(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 37), (20, 33), (13, 200)])
-@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (24, 60)])
 def test_resize_agrees_with_torch(shape, size):
     image = np.random.default_rng(0).random((*shape, 3), dtype=np.float32)
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(image).permute(2, 0, 1)[None],
-        (size, size),
+        size,
         mode="bilinear",
         antialias=True,
     )
     resized = resize_image(image, size)
-    assert resized.shape == (size, size, 3)
+    assert resized.shape == (*size, 3)
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized, expected[0].permute(1, 2, 0), atol=1e-5)
 
 
 def test_resize_keeps_constants_range_and_depth():
-    assert resize_image(np.full((50, 70, 3), 0.3, np.float32), 32) == pytest.approx(0.3)
+    assert resize_image(np.full((50, 70, 3), 0.3, np.float32), (32, 32)) == pytest.approx(0.3)
     extremes = (np.random.default_rng(0).random((51, 70, 3)) > 0.5).astype(np.float32)
-    resized = resize_image(extremes, 61)
+    resized = resize_image(extremes, (61, 61))
     assert resized.min() >= 0
     assert resized.max() <= 1
     step = np.full((8, 8, 3), 0.5, np.float32) + np.float32(1 / 65535)
-    assert resize_image(step, 4) == pytest.approx(0.5 + 1 / 65535, abs=1e-7)
+    assert resize_image(step, (4, 4)) == pytest.approx(0.5 + 1 / 65535, abs=1e-7)
     same = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
-    np.testing.assert_array_equal(resize_image(same, 16), same)
+    np.testing.assert_array_equal(resize_image(same, (16, 16)), same)
 
 
 def test_resize_map_agrees_with_torch_and_is_not_clipped():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from patchguard.data.folder import scan
 from patchguard.data.synthetic import CATEGORIES, defects, render, write_benchmark
 from patchguard.errors import PatchGuardError
 
@@ -146,8 +147,22 @@ def test_complete_category_is_left_alone_and_another_rewritten(tmp_path):
 
     write_benchmark(tmp_path, **(settings | {"train": 1}))
     assert not (tree / "train/good/001.png").exists()
-    assert json.loads((tree / "synthetic.json").read_text())["train"] == 1
+    assert json.loads((tree / ".synthetic.json").read_text())["train"] == 1
     assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["fabric"]
+
+
+def test_a_category_holds_nothing_that_the_commands_would_not_read(tree):
+    assert not [remark for remark in scan(tree).remarks if "not read" in remark]
+
+
+def test_a_category_of_before_its_settings_were_hidden_is_known(tmp_path):
+    tree = write_benchmark(tmp_path, categories=("fabric",), **SMALL)[0]
+    (tree / ".synthetic.json").rename(tree / "synthetic.json")
+    before = (tree / "train/good/000.png").stat().st_mtime_ns
+    write_benchmark(tmp_path, categories=("fabric",), **SMALL)
+    assert (tree / "train/good/000.png").stat().st_mtime_ns == before
+    write_benchmark(tmp_path, categories=("fabric",), **SMALL, seed=1)
+    assert not (tree / "synthetic.json").exists()
 
 
 def test_a_folder_of_the_user_is_not_overwritten(tmp_path):

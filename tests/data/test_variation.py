@@ -78,3 +78,34 @@ def test_light_keeps_every_edge_where_it_is() -> None:
 def test_a_setting_out_of_range_is_named() -> None:
     with pytest.raises(PatchGuardError, match=r"data\.variation\.shift"):
         VariationConfig(shift=0.8)
+
+
+HEIGHT, WIDTH = 48, 96
+
+
+def wide(seed: int, **settings: float) -> tuple[np.ndarray, np.ndarray]:
+    """A variation of a disk of radius 10 a little off the centre of an image that is no square."""
+    rows, cols = np.mgrid[:HEIGHT, :WIDTH]
+    foreground = np.hypot(rows - 26, cols - 54) < 10
+    image = np.where(foreground[..., None], 0.8, 0.2).astype(np.float32).repeat(3, axis=2)
+    return vary(image, foreground, np.random.default_rng(seed), VariationConfig(**settings))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_circle_stays_a_circle_when_an_image_that_is_no_square_is_turned(seed: int) -> None:
+    image, foreground = wide(seed, rotation=180)
+    assert image.shape == (HEIGHT, WIDTH, 3) and foreground.shape == (HEIGHT, WIDTH)
+    # Further out there are reflections of the disk.
+    inner = slice((WIDTH - HEIGHT) // 2, (WIDTH + HEIGHT) // 2)
+    distance = np.hypot(*(centre(foreground[:, inner]) - (HEIGHT - 1) / 2))
+    assert distance == pytest.approx(np.hypot(2.5, 6.5), abs=0.5)
+    for disk in (foreground[:, inner], image[:, inner, 0] > 0.5):
+        height, width = (np.flatnonzero(disk.any(axis)).size for axis in (1, 0))
+        assert abs(height - 19) <= 2 and abs(width - 19) <= 2
+
+
+def test_a_shift_is_relative_to_each_side() -> None:
+    moved = [centre(wide(seed, shift=0.1)[1]) - centre(wide(seed)[1]) for seed in range(40)]
+    down, across = np.abs(moved).max(axis=0)
+    assert 0.07 * HEIGHT < down <= 0.1 * HEIGHT + 0.5
+    assert 0.07 * WIDTH < across <= 0.1 * WIDTH + 0.5

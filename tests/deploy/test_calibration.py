@@ -186,6 +186,16 @@ def test_truncated_or_foreign_file_is_named(tmp_path: Path, text: str) -> None:
         Calibration.from_json(path)
 
 
+def test_what_a_later_version_adds_is_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, calibration = tmp_path / "calibration.json", Calibration.from_scores([1.0, 2, 3, 4], 0.25)
+    calibration.to_json(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"later": 1}))
+    assert Calibration.from_json(path) == calibration
+    assert "later" in caplog.text
+
+
 def test_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PatchGuardError, match=r"absent\.json: cannot be read"):
         Calibration.from_json(tmp_path / "absent.json")

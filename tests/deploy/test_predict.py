@@ -5,6 +5,9 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,9 +19,13 @@ from PIL import Image
 import patchguard
 from patchguard import cli
 from patchguard.data.images import save_png
+from patchguard.data.preprocess import Preprocessor
 from patchguard.deploy import predict, prediction_folder
-from patchguard.deploy.prediction_folder import Prediction
+from patchguard.deploy.calibration import Calibration
+from patchguard.deploy.pipeline import Pipeline
+from patchguard.deploy.prediction_folder import Prediction, PredictionFolder
 from patchguard.errors import PatchGuardError
+from patchguard.integrations.function import FunctionDetector
 from platforms import named, needs_links
 
 
@@ -146,6 +153,84 @@ def test_a_changed_image_is_judged_again(
     assert len(rows(out)) == 7
 
 
+def test_an_image_that_changed_between_two_goes_has_one_row(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, made = tmp_path / "out", []
+    monkeypatch.setattr(predict, "BATCH_SIZE", 1)
+
+    def stop(found: Prediction) -> None:
+        made.append(found)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        patchguard.predict(run, images, out=out, each=stop)
+    shutil.copy(images / "scratch/000.png", images / "good/000.png")
+    (images / "good/001.png").write_bytes(b"no image")
+    done = patchguard.predict(run, images, out=out)
+    found = rows(out)
+    assert [row["image"] for row in found] == [row.image for row in done]
+    assert len(found) == 6
+    assert found[0]["score"] == found[3]["score"]
+    assert [row["verdict"] for row in found].index("error") == 1
+
+
+def test_a_kill_between_noting_a_file_and_placing_it_is_no_fault_of_others(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    out, image = tmp_path / "out", images / "good/000.png"
+    patchguard.predict(run, image, out=out)
+    with (out / "predictions.jsonl").open("a") as journal:
+        name = "overlays/000.png.png"
+        journal.write("\n" + json.dumps({"file": name, "sha256": "of what was to take its place"}))
+    shutil.copy(images / "scratch/000.png", image)
+    assert not patchguard.predict(run, image, out=out)[0].error
+
+
+def test_a_folder_where_a_picture_would_go_ends_no_batch(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    patchguard.predict(run, images, out=tmp_path / "out")
+    place = tmp_path / "out/overlays/good/000.png.png"
+    place.unlink()
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    done = patchguard.predict(run, images, out=tmp_path / "out", overwrite=True)
+    assert [row.error for row in done].count("") == 5
+    assert "000.png.png: something else is there" in done[0].error
+
+
+def test_what_a_kill_left_half_written_is_removed(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    patchguard.predict(run, images, out=out)
+    left = [out / ".0123abcd.77.tmp", out / "overlays/good/.0123abcd.77.tmp"]
+    mine = out / "overlays/.0123abcd.tmp"
+    for path in (*left, mine):
+        path.write_bytes(b"half")
+    patchguard.predict(run, images, out=out, overwrite=True)
+    assert not any(path.exists() for path in left)
+    assert mine.read_bytes() == b"half"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of file sizes here")
+def test_a_disk_that_is_full_for_the_journal_is_told_by_its_file(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import resource, sys; from patchguard import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = ["predict", str(run), str(images), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"patchguard: {tmp_path / 'out'}")
+    assert "cannot be written (File too large)" in last
+
+
 NAMES = [b"=1+1.png", b"a\nb.png", b"\xff\xfe.png", b"-x.png", b"y" * 247 + b".png"]
 
 
@@ -201,7 +286,7 @@ def test_files_that_are_not_read_are_told(
     (images / "gone").symlink_to(images / "nowhere")
     assert cli.main(["predict", str(run), str(images)]) == 1
     printed = capsys.readouterr()
-    assert "1 files of other types are not read: notes.txt" in printed.out
+    assert "1 file of other types not read: notes.txt" in printed.out
     assert "a kind of file that is not read" in printed.err
     assert "a link that leads nowhere" in printed.err
     assert "2 of 8 images could not be" in printed.err
@@ -258,3 +343,24 @@ def test_the_table_is_the_journal(run: Path, images: Path) -> None:
     assert noted == json.loads(Path("out/scores.json").read_text())
     assert lines[-1] == {"finished": True}
     assert list(rows(Path("out"))[0]) == prediction_folder.COLUMNS
+
+
+def test_maps_of_a_detector_of_another_shape_come_back_at_that_of_the_image(tmp_path: Path) -> None:
+    across = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    save_png(tmp_path / "ramp.png", across)
+    pipeline = Pipeline(
+        Preprocessor((12, 40)),
+        FunctionDetector(lambda images: images.mean(1), image_size=(12, 40)),
+        Calibration.from_scores(np.linspace(0, 1, 20), 0.1),
+    )
+    out = PredictionFolder(tmp_path / "out", {})
+    out.open(overwrite=False)
+    inputs = predict.find_inputs([tmp_path / "ramp.png"])
+    (row,) = predict.write_predictions(pipeline, inputs, out, maps=True, each=lambda row: None)
+    out.close()
+    assert row.verdict != "error"
+    found = np.load(tmp_path / "out/maps/ramp.png.npy")
+    assert found.shape == (48, 64)
+    np.testing.assert_allclose(found, across / 255, atol=0.02)
+    with Image.open(tmp_path / "out/overlays/ramp.png.png") as overlay:
+        assert overlay.size == (64, 48)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,8 @@ QUICK_CANARIES = [name for name, (_, check) in CANARIES.items() if check in QUIC
 
 
 def test_the_linear_detector_knows_its_worst_case() -> None:
-    linear = Linear(weights(8))
-    test = specimens(weights(8), each=3)
+    linear = Linear(weights((8, 8)))
+    test = specimens(weights((8, 8)), each=3)
     images, labels = test.images, torch.from_numpy(test.labels)
     images[:, :, 0] = 0.0
     (attacked,) = PGD(image_score, steps=10)(linear, images, labels, test.coverage(), eps=[4 / 255])
@@ -31,6 +32,16 @@ def test_specimens_are_8_bit_images_that_a_linear_detector_tells_apart() -> None
     assert image_metrics(scores, test.labels).auroc == 1.0
     assert test.masks is not None
     assert [bool(mask.any()) for mask in test.masks] == test.labels.tolist()
+
+
+def test_specimens_need_not_be_squares() -> None:
+    test = specimens(weights((8, 20)), each=2)
+    assert test.masks is not None
+    defect = np.zeros((8, 20), dtype=bool)
+    defect[2:6, 5:15] = True
+    np.testing.assert_array_equal(test.masks[-1], defect)
+    torch.testing.assert_close(test.coverage()[-1], torch.from_numpy(test.masks[-1]).float())
+    assert test.coverage().shape == test.images[:, 0].shape
 
 
 @pytest.mark.parametrize("name", QUICK_CANARIES)

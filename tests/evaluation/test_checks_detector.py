@@ -47,7 +47,7 @@ class Smooth(Detector):
 
 def tiny_patchguard() -> PatchGuard:
     torch.manual_seed(0)
-    return PatchGuard(ModelConfig(hidden=64), image_size=16)
+    return PatchGuard(ModelConfig(hidden=64, window=16, views=["whole"]))
 
 
 SOUND = [lambda: Linear(WEIGHT), Smooth, tiny_patchguard]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchguard.detector import Detection, Detector
+from patchguard.data.images import resize_image
+from patchguard.detector import Detection, Detector, to_tensor
 from patchguard.evaluation.canaries import Constant, Linear, specimens, weights
 from patchguard.evaluation.checks import CHECKS, QUICK, Check, CheckContext, run_checks
 from patchguard.evaluation.checks.results import eight_bit_check
@@ -149,6 +150,21 @@ def test_an_attack_before_the_resize_needs_the_deployed_resize() -> None:
     assert check("S21", context, **given).status == "PASS"
     assert check("S21", context, captured=captured, deployed=coarse).status == "WARN"
     own_size = [halve(image) for image in captured]
+    assert check("S21", context, captured=own_size, deployed=deployed).status == "SKIP"
+
+
+def test_the_resize_may_be_to_an_image_that_is_no_square() -> None:
+    weight = weights((12, 20))
+    linear, test = Linear(weight), specimens(weight, each=10)
+    captured = [np.repeat(image.permute(1, 2, 0).numpy(), 2, 0) for image in test.images]
+
+    def deployed(image: np.ndarray) -> float:
+        with torch.no_grad():
+            return float(linear(to_tensor(resize_image(image, (12, 20)))[None]).score)
+
+    context = CheckContext(linear, test, eps=4 / 255)
+    assert check("S21", context, captured=captured, deployed=deployed).status == "PASS"
+    own_size = [image.permute(1, 2, 0).numpy() for image in test.images]
     assert check("S21", context, captured=own_size, deployed=deployed).status == "SKIP"
 
 

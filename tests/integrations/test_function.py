@@ -75,8 +75,22 @@ def test_another_output_is_refused_in_one_line(
 
 
 def test_images_of_another_size_are_refused(images: Tensor) -> None:
-    with pytest.raises(PatchGuardError, match="8x8 px given to a detector of 16 px"):
+    with pytest.raises(PatchGuardError, match=r"8x8 px .* given to a detector of 16x16 px"):
         FunctionDetector(lambda x: x.mean(1), image_size=16)(images)
+
+
+def test_a_size_may_be_a_height_and_a_width() -> None:
+    detector = FunctionDetector(lambda x: x.mean(1), image_size=(8, 12))
+    assert detector(torch.rand(2, 3, 8, 12)).anomaly_map.shape == (2, 8, 12)
+    with pytest.raises(PatchGuardError, match=r"12x8 px .* given to a detector of 8x12 px"):
+        detector(torch.rand(2, 3, 12, 8))
+
+
+@pytest.mark.parametrize("size", [0, (8, 0), (8,), (8, 8, 3), 8.0, "8", torch.ones(2, 2)], ids=str)
+def test_a_size_that_is_none_is_refused_in_one_line(size: object) -> None:
+    with pytest.raises(PatchGuardError, match="give height and width in pixels") as error:
+        FunctionDetector(lambda x: x.mean(1), image_size=size)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
 
 
 def test_an_attack_finds_the_closed_form_worst_score_through_the_wrapper(images: Tensor) -> None:

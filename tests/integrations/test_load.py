@@ -35,6 +35,18 @@ def function():
     score.image_size = 16
     return score
 
+def wide():
+    def score(images):
+        return images.mean((1, 2, 3))
+    score.image_size = [16, 24]
+    return score
+
+def empty():
+    def score(images):
+        return images.mean((1, 2, 3))
+    score.image_size = (16, 0)
+    return score
+
 def sizeless():
     return lambda images: images.mean((1, 2, 3))
 
@@ -63,7 +75,7 @@ def test_a_run_folder(run: Path) -> None:
     loaded = detector_named(str(run))
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(loaded.detector(images).score, patchguard.load(run)(images).score)
-    assert (loaded.kind, loaded.name, loaded.image_size) == ("patchguard", run.name, 32)
+    assert (loaded.kind, loaded.name, loaded.shape) == ("patchguard", run.name, (32, 32))
     assert loaded.threshold == Calibration.from_json(run / "calibration.json").threshold
     weights = (run / "model.safetensors").read_bytes()
     assert loaded.sha256 == hashlib.sha256(weights).hexdigest()
@@ -74,7 +86,7 @@ def test_a_detector_of_the_user_whose_file_imports_its_neighbour(file: Path) -> 
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.detector(images).score, 2 * images.mean((1, 2, 3)))
     name = f"{file.stem}-Brightness"
-    assert (loaded.kind, loaded.name, loaded.image_size) == ("python", name, 32)
+    assert (loaded.kind, loaded.name, loaded.shape) == ("python", name, (32, 32))
     assert loaded.threshold is None
     assert not loaded.detector.training
 
@@ -83,8 +95,14 @@ def test_a_callable_of_the_user(file: Path) -> None:
     loaded = detector_named(f"{file}:function")
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(loaded.detector(images).score, images.mean((1, 2, 3)))
-    with pytest.raises(PatchGuardError, match="detector of 16 px"):
+    with pytest.raises(PatchGuardError, match="detector of 16x16 px"):
         loaded.detector(torch.rand(2, 3, 32, 32))
+
+
+def test_a_callable_of_the_user_for_images_that_are_no_squares(file: Path) -> None:
+    loaded = detector_named(f"{file}:wide")
+    assert loaded.shape == (16, 24)
+    assert loaded.detector(torch.rand(2, 3, 16, 24)).anomaly_map.shape == (2, 16, 24)
 
 
 def test_the_digest_of_the_users_detector_covers_code_and_weights(file: Path) -> None:
@@ -108,7 +126,7 @@ def test_an_anomalib_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     trainer.save_checkpoint(path)
     loaded = detector_named(str(path))
-    assert (loaded.kind, loaded.name, loaded.image_size) == ("anomalib", "Padim", 256)
+    assert (loaded.kind, loaded.name, loaded.shape) == ("anomalib", "Padim", (256, 256))
     assert loaded.threshold is None
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert loaded.detector(torch.rand(1, 3, 256, 256)).anomaly_map.shape == (1, 256, 256)
@@ -117,7 +135,8 @@ def test_an_anomalib_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
-        ("sizeless", "attribute image_size"),
+        ("sizeless", "attribute image_size: height and width"),
+        ("empty", "attribute image_size: height and width"),
         ("nothing", r"nothing\(\) returned NoneType"),
         ("broken", "mine.py: ValueError: no weights here"),
         ("refusing", "^weights.pt: does not exist"),

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.linalg import matrix_norm
 
 from patchguard.config import ModelConfig
+from patchguard.data.windows import WHOLE_PLACE
 from patchguard.errors import PatchGuardError
 from patchguard.models.attention import attention_degree, attention_degrees
-from patchguard.models.patchguard import PatchGuard
+from patchguard.models.patchguard import PatchGuard, Placed
 from patchguard.models.sensitivity import (
     attention_change,
     attention_sensitivity,
@@ -17,6 +18,14 @@ from patchguard.models.sensitivity import (
     layer_bounds,
     token_bounds,
 )
+
+MODEL = ModelConfig(hidden=64, window=48, views=["whole"])
+
+
+def detector(images: int = 2) -> Placed:
+    """A new one, and the places of as many windows that show the whole."""
+    torch.manual_seed(0)
+    return Placed(PatchGuard(MODEL), torch.tensor([WHOLE_PLACE] * images))
 
 
 def layer(*, logits: float = 1.0, heads: int = 2) -> Attention:
@@ -72,8 +81,7 @@ def test_the_jacobian_norm_of_a_linear_map_is_its_largest_singular_value() -> No
 
 
 def test_every_block_of_a_detector_is_measured_beside_its_bound() -> None:
-    torch.manual_seed(0)
-    model = PatchGuard(ModelConfig(hidden=64), 48).train()
+    model = detector().train()
     images = torch.rand(2, 3, 48, 48)
     found = attention_sensitivity(model, images, tokens=3, steps=5)
     assert model.training
@@ -86,8 +94,7 @@ def test_every_block_of_a_detector_is_measured_beside_its_bound() -> None:
 
 
 def test_a_larger_change_of_the_images_is_a_larger_change_of_every_block() -> None:
-    torch.manual_seed(0)
-    model = PatchGuard(ModelConfig(hidden=64), 48)
+    model = detector()
     images = 0.25 + torch.rand(2, 3, 48, 48) / 2
     small, large = (attention_change(model, images, images + by) for by in (0.01, 0.2))
     assert small.output.shape == (len(model.blocks), 2)
@@ -96,7 +103,7 @@ def test_a_larger_change_of_the_images_is_a_larger_change_of_every_block() -> No
 
 
 def test_attention_that_the_bound_was_not_derived_for_is_refused() -> None:
-    model = PatchGuard(ModelConfig(hidden=64), 48)
+    model = detector(1)
     model.blocks[1].attn.q_norm = torch.nn.LayerNorm(32)  # type: ignore[union-attr]
     with pytest.raises(PatchGuardError, match="softmax attention without norms"):
         attention_sensitivity(model, torch.rand(1, 3, 48, 48), tokens=2, steps=1)
@@ -110,7 +117,7 @@ def test_the_degree_is_the_number_of_tokens_attended_to_equally(attended: int) -
 
 
 def test_degrees_are_those_of_every_block_and_head_and_leave_the_mode_alone() -> None:
-    model = PatchGuard(ModelConfig(hidden=64), 48).train()
+    model = detector().train()
     found = attention_degrees(model, torch.rand(2, 3, 48, 48))
     assert model.training
     assert found.shape == (3, 4)

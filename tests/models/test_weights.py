@@ -14,10 +14,11 @@ from patchguard.config import ModelConfig
 from patchguard.errors import PatchGuardError
 from patchguard.models.checkpoint import load_detector, save_detector
 from patchguard.models.patchguard import PatchGuard
-from patchguard.models.vit import create_backbone, normalisation, patch_tokens
+from patchguard.models.vit import create_backbone, embedded, encoded, normalisation
 from patchguard.results.run_folder import MODEL, WEIGHTS, seal
 
 CONVSTEM = "vit_small_convstem"
+SMALL = ModelConfig(hidden=64, window=32, views=["whole"])
 MEAN, STD = (0.48495, 0.456, 0.40599), (0.229, 0.224, 0.225)
 
 
@@ -26,27 +27,33 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the built-in network at 32 px."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("run")
-    config = ModelConfig(hidden=64)
-    save_detector(PatchGuard(config, 32), folder)
+    save_detector(PatchGuard(SMALL), folder, (32, 32))
     seal(folder, MODEL, WEIGHTS)
     return folder
 
 
+def logits(model: PatchGuard, images: Tensor) -> Tensor:
+    found = model.inspect(images).patch_logits
+    assert found is not None
+    return found
+
+
 def starting_from(weights: Path, **settings: object) -> ModelConfig:
-    return replace(ModelConfig(hidden=64, weights=str(weights)), **settings)  # type: ignore[arg-type]
+    return replace(SMALL, weights=str(weights), **settings)  # type: ignore[arg-type]
 
 
 def test_a_detector_that_starts_from_a_run_scores_as_the_run_does(run: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
-    expected, found = load_detector(run), PatchGuard(starting_from(run), 32).eval()
-    assert torch.equal(found.patch_logits(images), expected.patch_logits(images))
+    expected, found = load_detector(run), PatchGuard(starting_from(run)).eval()
+    assert torch.equal(logits(found, images), logits(expected, images))
 
 
 def test_settings_without_weights_are_those_of_the_new_detector(run: Path) -> None:
-    model = PatchGuard(starting_from(run, top_k=1, dropout=0.0), 32).eval()
+    model = PatchGuard(starting_from(run, blur_sigma=9.0, dropout=0.0)).eval()
     images = torch.rand(2, 3, 32, 32)
-    highest = load_detector(run).patch_logits(images).flatten(1).amax(1)
-    torch.testing.assert_close(model(images).score, highest)
+    kept = load_detector(run)
+    assert torch.equal(logits(model, images), logits(kept, images))
+    assert not torch.equal(model(images).anomaly_map, kept(images).anomaly_map)
 
 
 @pytest.mark.parametrize("backbone", ["patchguard_mini", "vit_small_patch14_reg4_dinov2"])
@@ -54,11 +61,10 @@ def test_a_run_of_another_size_gives_its_position_codes_bicubically(
     backbone: str, tmp_path: Path
 ) -> None:
     patch = 14 if "patch14" in backbone else 16
-    config = ModelConfig(backbone=backbone, hidden=64)
-    source = PatchGuard(config, 2 * patch)
-    save_detector(source, tmp_path)
+    source = PatchGuard(replace(SMALL, backbone=backbone, window=2 * patch))
+    save_detector(source, tmp_path, (2 * patch, 2 * patch))
     seal(tmp_path, MODEL, WEIGHTS)
-    model = PatchGuard(starting_from(tmp_path, backbone=backbone), 4 * patch)
+    model = PatchGuard(starting_from(tmp_path, backbone=backbone, window=4 * patch))
     for codes, coarse in (
         (model.backbone.pos_embed, source.backbone.pos_embed),
         (model.discriminator.position, source.discriminator.position),
@@ -83,20 +89,20 @@ def test_a_run_of_another_network_is_refused(
     settings: dict[str, object], message: str, run: Path
 ) -> None:
     with pytest.raises(PatchGuardError, match=message):
-        PatchGuard(starting_from(run, **settings), 32)
+        PatchGuard(starting_from(run, **settings))
 
 
 def test_a_damaged_or_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PatchGuardError, match="is not a run folder"):
-        PatchGuard(starting_from(tmp_path), 32)
+        PatchGuard(starting_from(tmp_path))
     for name in (MODEL, WEIGHTS):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     with pytest.raises(PatchGuardError, match="is unfinished"):
-        PatchGuard(starting_from(tmp_path), 32)
+        PatchGuard(starting_from(tmp_path))
     seal(tmp_path, MODEL, WEIGHTS)
     (tmp_path / WEIGHTS).write_bytes((run / WEIGHTS).read_bytes()[:-4])
     with pytest.raises(PatchGuardError, match="truncated or altered"):
-        PatchGuard(starting_from(tmp_path), 32)
+        PatchGuard(starting_from(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "backbone.pth"])
@@ -216,12 +222,13 @@ def test_a_robustbench_checkpoint_computes_what_plain_torch_computes(
     images = torch.rand(2, 3, 32, 32)
     normalised = (images - mean) / std
     expected = reference_features(state, normalised)
-    torch.testing.assert_close(patch_tokens(backbone, normalised), expected, atol=1e-4, rtol=1e-4)
-    model = PatchGuard(ModelConfig(backbone=CONVSTEM, weights=str(file)), 32).eval()
+    tokens = encoded(backbone, embedded(backbone, normalised))
+    torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
+    model = PatchGuard(replace(SMALL, backbone=CONVSTEM, hidden=512, weights=str(file))).eval()
     torch.testing.assert_close(model.inspect(images).features, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_position_codes_of_a_checkpoint_are_interpolated_to_the_image_size(tmp_path: Path) -> None:
+def test_position_codes_of_a_checkpoint_are_interpolated_to_the_window(tmp_path: Path) -> None:
     state, file = robustbench_state(), tmp_path / "checkpoint.pt"
     torch.save({"state_dict": as_published(state)}, file)
     published = state["pos_embed"]

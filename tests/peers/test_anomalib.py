@@ -250,8 +250,23 @@ def test_images_are_resized_inside_when_the_sizes_differ() -> None:
     assert anomaly_map.shape == (2, 96, 96)
     resized = v2.functional.resize(images, [SIDE, SIDE], antialias=True)
     torch.testing.assert_close(score, AnomalibDetector(fitted("padim"))(resized).score)
-    with pytest.raises(PatchGuardError, match="64x64 px given to a detector of 96 px"):
+    with pytest.raises(PatchGuardError, match=r"64x64 px .* given to a detector of 96x96 px"):
         detector(resized)
+
+
+def test_a_pre_processing_may_make_images_that_are_no_squares() -> None:
+    model = fitted("patchcore").model
+    wide = v2.Compose([v2.Resize((SIDE, 2 * SIDE), antialias=True), v2.Normalize(MEAN, STD)])
+    detector = AnomalibDetector(model, transform=wide)
+    assert detector.image_size == (SIDE, 2 * SIDE)
+    own = AnomalibDetector(model, image_size=(40, 90), transform=wide)
+    assert own(torch.rand(2, 3, 40, 90)).anomaly_map.shape == (2, 40, 90)
+
+
+@pytest.mark.parametrize("resize", [v2.Resize(SIDE), nn.Identity()])
+def test_a_pre_processing_that_makes_images_of_any_size_is_told(resize: nn.Module) -> None:
+    with pytest.raises(PatchGuardError, match="pass image_size="):
+        AnomalibDetector(fitted("padim").model, transform=resize)
 
 
 def test_a_bare_torch_model_needs_its_pre_processing() -> None:
@@ -301,7 +316,7 @@ def test_a_checkpoint_gives_the_same_detector(name: str, tmp_path: Path) -> None
     module = fitted(name)
     loaded = AnomalibDetector.load(saved(module, tmp_path / "model.ckpt"))
     images = pairs()[0]
-    assert loaded.image_size == SIDE
+    assert loaded.image_size == (SIDE, SIDE)
     assert loaded.name == type(module).__name__
     torch.testing.assert_close(loaded(images).score, AnomalibDetector(module)(images).score)
 

@@ -29,7 +29,7 @@ def write(
     suite: str = "quick",
     failed: bool = False,
     unchecked: bool = False,
-    resolution: int = 112,
+    resolution: int | list[int] = 112,
     norms: tuple[str, ...] = ("linf",),
     **at_eps: float,
 ) -> Path:
@@ -107,7 +107,7 @@ def cells(page: str, table: str, row: int = 0) -> dict[str, str]:
 
 
 SCREW = "screw · suite quick · L∞"
-L2 = "screw · suite quick · L2 · 112 px"
+L2 = "screw · suite quick · L2 · 112 × 112 px"
 
 
 def test_rows_are_ranked_by_the_worst_case(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_unchecked_entries_stand_between_the_checked_and_the_unreliable(tmp_path
         write(tmp_path, "honest", 0.1),
     )
     assert ranks(page, SCREW) == [("1", "honest"), ("2", "twin"), ("–", "flattered")]
-    assert "112 px unchecked" in cells(page, SCREW, 1)["detector"]
+    assert "112 × 112 px unchecked" in cells(page, SCREW, 1)["detector"]
     classes = [value for name, value in Tables(page).attributes if name == "class"]
     assert [value for value in classes if "checked" in value] == ["checked", "unchecked"]
 
@@ -168,7 +168,15 @@ def test_resolutions_share_a_table_only_for_linf(tmp_path: Path) -> None:
     page = rendered(small, write(tmp_path, "b", 0.5, norms=norms, resolution=224))
     assert list(Tables(page).tables) == [SCREW, L2, L2.replace("112", "224")]
     told = [cells(page, SCREW, row)["detector"] for row in (0, 1)]
-    assert "112 px" in told[0] and "224 px" in told[1]
+    assert "112 × 112 px" in told[0] and "224 × 224 px" in told[1]
+
+
+def test_a_resolution_that_is_no_square_is_told_by_height_and_width(tmp_path: Path) -> None:
+    norms = ("linf", "l2")
+    wide = write(tmp_path, "a", 0.6, norms=norms, resolution=[112, 224])
+    page = rendered(wide, write(tmp_path, "b", 0.5, norms=norms, resolution=[112, 112]))
+    assert "112 × 224 px" in cells(page, SCREW, 0)["detector"]
+    assert list(Tables(page).tables) == [SCREW, L2, L2.replace("× 112", "× 224")]
 
 
 def test_a_median_beyond_every_eps_is_never(tmp_path: Path) -> None:
@@ -199,7 +207,7 @@ def test_each_norm_has_a_table(tmp_path: Path) -> None:
 
 def test_a_row_tells_worst_case_legacy_gap_and_rates(tmp_path: Path) -> None:
     row = cells(rendered(write(tmp_path, "it", 0.4)), SCREW)
-    assert row["detector"].startswith("it callable, 1.23 M parameters, 112 px ")
+    assert row["detector"].startswith("it callable, 1.23 M parameters, 112 × 112 px ")
     assert row["clean AUROC"] == "0.971 0.91 to 0.99"
     assert row["worst AUROC, 4/255"] == "0.400 0.80 to 0.99"
     assert row["published attack, 4/255"] == "0.971 here 20 steps"

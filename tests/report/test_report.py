@@ -27,7 +27,15 @@ from patchguard.config import load_recipe
 from patchguard.deploy.calibration import Calibration
 from patchguard.errors import PatchGuardError
 from patchguard.report.contents import training_curves
-from patchguard.report.pictures import LARGEST_SIDE, ColourScale, magnification, perturbation
+from patchguard.report.pictures import (
+    LARGEST_SIDE,
+    ColourScale,
+    heat_map,
+    magnification,
+    mask,
+    perturbation,
+    picture,
+)
 from patchguard.report.render import render_report
 from patchguard.report.wording import verdict
 from patchguard.results.files import read_as
@@ -294,10 +302,11 @@ def test_attacks_that_all_were_skipped_are_no_sign_of_robustness(judged: Path) -
 
 
 def test_it_says_what_was_trained_on_what(text: str) -> None:
+    network = load_recipe("fast").model
     for fact in (
         "data /factory/bolts & <nuts>",
         "100 normal images to train on, 20 held out for calibration, 3 unreadable and left out",
-        "patchguard_mini, 112 × 112 px",
+        f"{network.backbone}, windows of {network.window} px at",
         "1.5 minutes on the clock",
         "varied by horizontal flips, rotation 7",
         "adversarial training, eps up to 8/255, 1-step attack",
@@ -477,6 +486,17 @@ def test_a_perturbation_of_pure_noise_is_shown_as_it_is() -> None:
     uri = perturbation(image + 4 / 255 * signs, image, 31)
     shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert (np.sign(np.asarray(shown) / 255 - 0.5) == signs).mean() > 0.99
+
+
+def test_pictures_keep_the_aspect_ratio() -> None:
+    def size(uri: str) -> tuple[int, int]:
+        return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
+
+    wide, tall = np.zeros((LARGEST_SIDE, 2 * LARGEST_SIDE, 3)), np.zeros((4 * LARGEST_SIDE, 40, 3))
+    assert size(picture(wide)) == size(mask(wide[..., 0])) == (LARGEST_SIDE, LARGEST_SIDE // 2)
+    assert size(perturbation(tall, tall, 2)) == (10, LARGEST_SIDE)
+    assert size(heat_map(tall[..., 0], ColourScale(0, 1))) == (10, LARGEST_SIDE)
+    assert size(picture(wide[:9, :20])) == (20, 9)
 
 
 def test_a_colour_scale_spans_all_its_maps() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import patchguard
 from evaluations import metrics, result_of
@@ -38,6 +39,19 @@ def test_a_result_survives_the_round_trip(tmp_path: Path) -> None:
     path = write_json(result, tmp_path / "metrics.json")
     assert read_as(Result, path) == result
     assert strict(path)["patchguard_metrics"] == 2
+
+
+def test_a_resolution_is_height_and_width_and_was_the_side_of_a_square(tmp_path: Path) -> None:
+    content = metrics(0.4)
+    for given, found in ((112, (112, 112)), ([112, 224], (112, 224))):
+        content["protocol"]["attacked_resolution"] = given
+        path = write_json(result_of(content), tmp_path / "metrics.json")
+        assert strict(path)["protocol"]["attacked_resolution"] == list(found)
+        assert read_as(Result, path).protocol.attacked_resolution == found
+    damaged = path.read_text().replace("224", "-1")
+    path.write_text(damaged)
+    with pytest.raises(PatchGuardError, match=r"attacked_resolution\[1\] is -1"):
+        read_as(Result, path)
 
 
 def test_missing_and_infinite_numbers_have_one_form_for_strict_parsers(tmp_path: Path) -> None:
@@ -187,12 +201,14 @@ def test_minimal_eps_of_format_1_may_be_null(run_of_format_1: Path) -> None:
 def test_a_run_of_format_1_is_loaded_reported_listed_and_compared(
     run_of_format_1: Path, tmp_path: Path
 ) -> None:
-    assert patchguard.load(run_of_format_1).image_size == 32
+    assert patchguard.load(run_of_format_1)(torch.rand(1, 3, 32, 32)).score.isfinite()
     page = render_report(run_of_format_1).read_text(encoding="utf-8")
     assert "S24" in page and "undefended twin falls from 1.000 to 0.188" in page
     cards = sorted(run_of_format_1.rglob("card.json"))
     board = leaderboard.render_leaderboard(cards, tmp_path / "board.html")
     assert "run_format_1 twin" in board.read_text(encoding="utf-8")
     found = read(Planned(run_of_format_1, "disc", "fast", FitConfig(data="disc")))
+    assert found.settings.recipe.model.window == 32
+    assert found.settings.recipe.model.views == ["whole"]
     assert study.aurocs(found.metrics, "image")["4/255"] == 1.0
     assert worst_auroc(run_of_format_1 / "twin") == {"1/255": 1.0, "4/255": 0.1875}

@@ -10,7 +10,10 @@ import torch
 import yaml
 
 import patchguard
+from patchguard.config import ModelConfig, View
 from patchguard.errors import PatchGuardError
+from patchguard.models.checkpoint import load_unverified, save_detector
+from patchguard.models.patchguard import PatchGuard, ViewScore
 from patchguard.results.model_file import read_model
 from patchguard.results.run_folder import CONFIG, METRICS, MODEL, read_config, seal
 
@@ -29,8 +32,8 @@ def with_dropped_setting(folder: Path) -> None:
 
 def test_a_new_run_describes_its_detector(run: Path) -> None:
     content = json.loads((run / MODEL).read_text())
-    assert content["patchguard_model"] == 1
-    assert content["preprocessing"] == {"image_size": 32}
+    assert content["patchguard_model"] == 2
+    assert content["preprocessing"]["shape"] == [32, 32]
     assert content["labels"] == {"normal": "normal", "anomalous": "anomalous"}
     assert content["architecture"]["backbone"] == "patchguard_mini"
     assert MODEL in json.loads((run / "manifest.json").read_text())
@@ -79,6 +82,72 @@ def test_a_run_of_before_predicts_evaluates_and_reports(
     patchguard.evaluate(run_of_format_1, tree, evaluation=tiny_evaluation)
     assert (run_of_format_1 / "report.html").exists()
     assert (run_of_format_1 / METRICS).exists()
+
+
+def test_a_description_of_the_first_version_is_of_one_square_window(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = PatchGuard(
+        ModelConfig(hidden=64, window=48, views=["whole"]), {"whole": ViewScore(5)}
+    ).eval()
+    save_detector(model, tmp_path, (48, 48), full_scale=4095.0)
+    content = json.loads((tmp_path / MODEL).read_text())
+    for name in ("window", "stride", "views"):
+        del content["architecture"][name]
+    content["architecture"]["top_k"] = 5
+    content["preprocessing"] = {"image_size": 48, "full_scale": 4095.0}
+    del content["scores"]
+    (tmp_path / MODEL).write_text(json.dumps({**content, "patchguard_model": 1}))
+    read = read_model(tmp_path)
+    assert read.preprocessing.shape == (48, 48)
+    assert read.preprocessing.full_scale == 4095.0
+    assert read.preprocessing.span == (0.0, 1.0)
+    images = torch.rand(2, 3, 48, 48)
+    expected, found = model(images), load_unverified(tmp_path)(images)
+    assert torch.equal(found.score, expected.score)
+    assert torch.equal(found.anomaly_map, expected.anomaly_map)
+
+
+def test_views_scores_and_span_come_back_as_they_were_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scores: dict[View, ViewScore] = {
+        "windows": ViewScore(2, centre=-3.5, scale=0.25),
+        "whole": ViewScore(1, centre=1.5, scale=2.0),
+    }
+    model = PatchGuard(ModelConfig(hidden=64, window=32, stride=0.5), scores, (0.1, 0.4)).eval()
+    save_detector(model, tmp_path, (60, 100))
+    assert read_model(tmp_path).preprocessing.shape == (60, 100)
+    found = load_unverified(tmp_path)
+    assert found.scores == scores and found.span == (0.1, 0.4)
+    assert found.config.views == ["windows", "whole"] and found.stride == model.stride
+    images = 0.5 * torch.rand(2, 3, 60, 100)
+    assert torch.equal(found(images).score, model(images).score)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preprocessing": {"shape": [32]}},
+        {"preprocessing": {"image_size": 32}},
+        {"scores": {"elsewhere": {"patches": 3}}},
+        {"scores": {"whole": {}}},
+    ],
+)
+def test_a_part_that_cannot_be_is_one_line(copy: Path, change: dict[str, object]) -> None:
+    content = json.loads((copy / MODEL).read_text())
+    (copy / MODEL).write_text(json.dumps({**content, **change}))
+    with pytest.raises(PatchGuardError, match="fit again") as error:
+        read_model(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [{}, {"architecture": {}}, {"architecture": 3}])
+def test_a_damaged_description_of_the_first_version_is_one_line(
+    tmp_path: Path, content: dict[str, object]
+) -> None:
+    (tmp_path / MODEL).write_text(json.dumps({"patchguard_model": 1, **content}))
+    with pytest.raises(PatchGuardError, match="fit again") as error:
+        read_model(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_not_known_is_left_out_and_said(

@@ -166,6 +166,38 @@ def test_what_an_abandoned_start_left_is_set_aside(tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
 
 
+def test_the_picture_of_pseudo_anomalies_does_not_become_one_of_the_images(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(tree / "train" / "good", tmp_path / "day 1"))
+    before = contents(tmp_path)
+    inside = data / "grid.png"
+    error = refused(["anomalies", str(data), "--out", str(inside)], capsys)
+    assert f"--out {inside} and the images in {data}" in error
+    monkeypatch.chdir(tmp_path)
+    error = refused(["anomalies", "."], capsys)
+    assert "--out anomalies.png and the images in ." in error
+    assert contents(tmp_path) == before
+
+
+@needs_links
+@pytest.mark.parametrize("command", ["fit", "anomalies", "study"])
+def test_a_link_to_itself_is_one_line_as_data_and_as_out(
+    command: str,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert str(loop) in refused([command, str(loop), "--out", str(tmp_path / "out")], capsys)
+    assert str(loop) in refused([command, str(loop)], capsys)
+    assert cli.main([command, str(tree), "--out", str(loop / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"patchguard: {loop}")
+
+
 def test_pictures_and_pages_of_somebody_else_are_not_overwritten(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -486,6 +518,14 @@ def test_checks_are_told_by_name_wherever_they_are_told() -> None:
     assert headline(card).startswith("UNRELIABLE: S14 (unbounded attack) fails | ")
 
 
+def test_what_a_kill_left_half_written_in_a_run_is_removed(copy: Path) -> None:
+    left = [copy / ".0123abcd.77.tmp", copy / "twin/.0123abcd.77.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    patchguard.write_report(copy)
+    assert not any(path.exists() for path in left)
+
+
 PRINTS = """
 import sys
 from patchguard import cli
@@ -501,6 +541,16 @@ def test_a_closed_pipe_ends_quietly() -> None:
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode == cli.CLOSED_PIPE
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no shell here")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_without_an_output_does_its_work(closed: str) -> None:
+    script = f'exec "$0" -c "$1" {closed}'
+    words = ["sh", "-c", script, sys.executable, PRINTS]
+    done = subprocess.run(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert done.stderr == b""
+    assert done.returncode == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
@@ -570,6 +620,15 @@ def test_a_study_whose_output_nobody_reads_ends(tmp_path: Path) -> None:
 
 
 @needs_links
+def test_a_card_that_links_lead_to_is_on_the_leaderboard_once(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "cards" / name).symlink_to(copy, target_is_directory=True)
+    page = patchguard.write_leaderboard(tmp_path / "cards", out=tmp_path / "board.html")
+    assert page.read_text().count('id="card-') == len(list(copy.rglob("card.json")))
+
+
+@needs_links
 def test_a_synthetic_category_with_files_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     settings = {"categories": ("fabric",), "train": 1, "test_good": 1, "test_per_defect": 1}
     (category,) = write_benchmark(tmp_path, **settings)  # type: ignore[arg-type]
@@ -584,4 +643,4 @@ def test_a_synthetic_category_with_files_of_somebody_else_is_not_replaced(tmp_pa
         assert contents(tmp_path) == before
         foreign.unlink()
     write_benchmark(tmp_path, **settings, seed=1)  # type: ignore[arg-type]
-    assert json.loads((category / "synthetic.json").read_text())["seed"] == 1
+    assert json.loads((category / ".synthetic.json").read_text())["seed"] == 1

@@ -23,8 +23,9 @@ from patchguard.config import (
     VariationConfig,
     load_recipe,
 )
+from patchguard.data.windows import WHOLE_PLACE
 from patchguard.errors import Interrupted, PatchGuardError
-from patchguard.models.patchguard import PatchGuard
+from patchguard.models.patchguard import PatchGuard, Placed
 from patchguard.report.contents import training_curves
 from patchguard.stopping import signals_stop
 from patchguard.training import module as training_module
@@ -43,6 +44,7 @@ from patchguard.training.module import (
     LoggedQuantities,
     images_of,
     inner_attack,
+    places_of,
 )
 from patchguard.training.resume import ResumeFile, read_state
 from patchguard.training.train import total_steps, train
@@ -56,6 +58,12 @@ def saved_step(path: Path) -> int:
 
 def trained(data: TrainingImages, config: TrainingConfig, seed: int, folder: Path) -> PatchGuard:
     return train(data, MODEL, config, seed=seed, folder=folder).detector
+
+
+def squeezed_to_32(
+    images: np.ndarray, foregrounds: np.ndarray, config: DataConfig
+) -> TrainingImages:
+    return TrainingImages(images, foregrounds, config, 0, window=32, views=["whole"])
 
 
 def halfway(_step: int) -> float:
@@ -72,7 +80,7 @@ def equal(first: PatchGuard, second: PatchGuard) -> bool:
 
 
 def test_the_detector_has_the_moving_average_of_the_weights() -> None:
-    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(ema=0.9), 6, 0, images=6)
+    module = AdversarialTraining(PatchGuard(MODEL), settings(ema=0.9), 6, 0, images=6)
     for step, value in enumerate((1.0, 2.0, 3.0)):
         module.step = step
         with torch.no_grad():
@@ -163,8 +171,8 @@ def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
     rng = np.random.default_rng(0)
     images = rng.random((3, 32, 32, 3), dtype=np.float32)
     foregrounds = np.stack([np.hypot(*(np.mgrid[:32, :32] - 12)) < 8] * 3)
-    config = DataConfig(image_size=32, flips=[], variation=VARIED)
-    varied = TrainingImages(images, foregrounds, config, seed=0)
+    config = DataConfig(flips=[], variation=VARIED)
+    varied = squeezed_to_32(images, foregrounds, config)
     item, again, other = varied[Draw(0, 1, 1.0)], varied[Draw(0, 1, 1.0)], varied[Draw(1, 1, 1.0)]
     assert torch.equal(item["normal"], again["normal"])
     assert not torch.equal(item["normal"], other["normal"])
@@ -176,8 +184,8 @@ def test_images_are_varied_before_anything_is_pasted_into_them() -> None:
 @pytest.mark.parametrize(("axis", "number"), [("vertical", 0), ("horizontal", 1)])
 def test_images_are_flipped_along_the_named_axis_only(axis: Axis, number: int) -> None:
     image = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
-    config = DataConfig(image_size=32, flips=[axis])
-    items = TrainingImages(image[None], np.ones((1, 32, 32), dtype=bool), config, seed=0)
+    config = DataConfig(flips=[axis])
+    items = squeezed_to_32(image[None], np.ones((1, 32, 32), dtype=bool), config)
     seen = set()
     for epoch in range(20):
         item = items[Draw(epoch, 0, 1.0)]
@@ -194,8 +202,8 @@ def test_patches_lie_on_the_moved_foreground() -> None:
     bright = np.hypot(*(np.mgrid[:32, :32] - 12)) < 8
     image = np.where(bright[..., None], 0.8, 0.1).astype(np.float32).repeat(3, axis=2)
     moving = VariationConfig(shift=0.25)
-    config = DataConfig(image_size=32, flips=[], variation=moving)
-    items = TrainingImages(image[None], bright[None], config, seed=0)
+    config = DataConfig(flips=[], variation=moving)
+    items = squeezed_to_32(image[None], bright[None], config)
     for epoch in range(20):
         item = items[Draw(epoch, 0, 1.0)]
         near = torch.nn.functional.max_pool2d(item["normal"][None], 5, 1, 2)[0, 0] > 0.4
@@ -376,14 +384,14 @@ def test_a_batch_knows_how_far_the_training_is() -> None:
 @pytest.mark.parametrize(("step", "eps"), [(0, 0), (20, 2), (40, 4), (80, 8), (90, 8)])
 def test_eps_grows_then_stays(step: int, eps: float, monkeypatch: Any) -> None:
     attack = InnerAttackConfig(ramp=0.8)
-    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 100, 0, images=6)
+    module = AdversarialTraining(PatchGuard(MODEL), settings(attack=attack), 100, 0, images=6)
     monkeypatch.setattr(module, "progress", lambda: step / 100)
     assert 255 * module.current_eps() == pytest.approx(eps)
 
 
 def test_without_a_ramp_eps_is_there_from_the_start() -> None:
     attack = InnerAttackConfig(ramp=0.0)
-    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 100, 0, images=6)
+    module = AdversarialTraining(PatchGuard(MODEL), settings(attack=attack), 100, 0, images=6)
     assert 255 * module.current_eps() == pytest.approx(8)
 
 
@@ -413,15 +421,14 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     after = trained(data, config, 0, tmp_path)
     batch = next(iter(training_loader(data, 16, halfway, first_step=100)))
 
-    images = torch.cat([batch["normal"], batch["anomalous"]])
-    masks = torch.cat([torch.zeros_like(batch["mask"]), batch["mask"]])
+    images, _, masks = images_of(batch)
 
     def loss(model: PatchGuard) -> float:
         with torch.no_grad():
-            logits = model.eval().patch_logits(images)
+            logits = model.eval().window_logits(images, places_of(batch)).logits
         return float(PatchLoss(1.0).of_logits(logits, masks).mean())
 
-    assert loss(after) < loss(PatchGuard(MODEL, 32))
+    assert loss(after) < loss(PatchGuard(MODEL))
 
 
 def test_minutes_end_the_training_and_drive_the_schedule(tmp_path: Path) -> None:
@@ -440,7 +447,7 @@ def test_the_length_is_given_once() -> None:
 
 def test_eps_ramps_up_and_the_learning_rate_decays(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(attack=InnerAttackConfig(eps="8/255", ramp=0.5))
-    module = AdversarialTraining(PatchGuard(MODEL, 32), config, 100, seed=0, images=6)
+    module = AdversarialTraining(PatchGuard(MODEL), config, 100, seed=0, images=6)
 
     def at(progress: float) -> tuple[float, float]:
         monkeypatch.setattr(module, "progress", lambda: progress)
@@ -476,7 +483,7 @@ def test_patches_that_an_anomaly_only_grazes_are_left_out() -> None:
 
 def test_the_backbone_rests_while_only_the_head_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    begun = PatchGuard(MODEL, 32).backbone.state_dict()
+    begun = PatchGuard(MODEL).backbone.state_dict()
     resting = trained(dataset(), settings(head_first=0.99, ema=0.0), 0, tmp_path / "a")
     assert all(torch.equal(begun[name], now) for name, now in resting.backbone.state_dict().items())
     learning = trained(dataset(), settings(head_first=0.5, ema=0.0), 0, tmp_path / "b")
@@ -487,7 +494,7 @@ def test_the_backbone_rests_while_only_the_head_learns(tmp_path: Path) -> None:
 
 def test_weights_are_back_before_the_step_that_follows_their_perturbation(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    begun = PatchGuard(MODEL, 32)
+    begun = PatchGuard(MODEL)
     config = settings(awp=0.5, ema=0.0, lr=1e-30, attack=InnerAttackConfig(ramp=0.0))
     still = trained(dataset(), config, 0, tmp_path / "still")
     for before, after in zip(weights(begun), weights(still), strict=True):
@@ -508,16 +515,17 @@ def test_what_an_attack_did_to_a_normal_image_is_where_the_next_one_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attack = InnerAttackConfig(ramp=0.0, project=True, persistent=True, step_size=0.01)
-    module = AdversarialTraining(PatchGuard(MODEL, 32), settings(attack=attack), 9, 0, images=6)
+    module = AdversarialTraining(PatchGuard(MODEL), settings(attack=attack), 9, 0, images=6)
     monkeypatch.setattr(module, "progress", lambda: 0.5)
     assert module.perturbations is not None
     batch = next(iter(training_loader(dataset(), 4, halfway)))
     images, labels, masks = images_of(batch)
-    first = module.attacked(batch, images, labels, masks)
+    placed = Placed(module.model, places_of(batch))
+    first = module.attacked(placed, batch, images, labels, masks)
     assert set(module.perturbations.known.nonzero().flatten().tolist()) == set(
         batch["index"].tolist()
     )
-    moved = 255 / 8 * (module.attacked(batch, images, labels, masks) - first).abs()
+    moved = 255 / 8 * (module.attacked(placed, batch, images, labels, masks) - first).abs()
     assert moved[:4].max() < 0.02
     assert moved[4:].mean() > 0.2
 
@@ -540,11 +548,12 @@ def test_the_attention_degree_of_every_block_is_logged_once_in_a_while(
 
 
 def test_the_attention_term_is_weighted_by_block_and_reaches_the_weights() -> None:
-    model = PatchGuard(MODEL, 32).train()
+    model = PatchGuard(MODEL).train()
+    placed = Placed(model, torch.tensor([WHOLE_PLACE] * 2))
     images, masks = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32)
 
     def term(weights: dict[int, float]) -> Tensor:
-        return training_loss(model, images, masks, PatchLoss(1.0), weights)[1]
+        return training_loss(placed, images, masks, PatchLoss(1.0), weights)[1]
 
     assert term({}) == 0
     model.eval()
@@ -565,10 +574,12 @@ def test_a_block_that_does_not_exist_is_named(tmp_path: Path) -> None:
 )
 def test_every_recipe_trains(tmp_path: Path, name: str, size: int) -> None:
     recipe = load_recipe(name)
-    recipe.data.image_size, recipe.data.workers = size, 0
+    recipe.data.workers, recipe.model.window = 0, size
     images = np.full((4, size, size, 3), 0.5, np.float32)
     foregrounds = np.ones((4, size, size), dtype=bool)
-    data = TrainingImages(images, foregrounds, recipe.data, seed=0)
+    data = TrainingImages(
+        images, foregrounds, recipe.data, 0, window=size, views=recipe.model.views
+    )
     config = replace(recipe.training, steps=2, epochs=None, minutes=None, batch_size=2)
     done = train(data, recipe.model, config, seed=0, folder=tmp_path)
     assert done.seconds > 0

@@ -6,8 +6,9 @@ blending, sizes relative to the foreground, the contrast floor, plain copies and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,7 @@ from patchguard.anomalies.distortions import bilinear, distort, shade
 from patchguard.anomalies.noise import perlin
 from patchguard.arrays import BoolArray, FloatArray
 from patchguard.config import AnomalyBlend, AnomalyConfig, AnomalyShape
-
-_Values = TypeVar("_Values", bound=np.generic)
+from patchguard.data.windows import Box, box_around
 
 # Shorter sides give a patch too few pixels to distort.
 _MIN_SIDE = 4
@@ -31,7 +31,10 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def make_pseudo_anomaly(
-    image: FloatArray, foreground: BoolArray, rng: np.random.Generator, config: AnomalyConfig
+    image: FloatArray,
+    foreground: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
 ) -> tuple[FloatArray, BoolArray]:
     """Paste up to `config.count_max` patches onto the foreground of `image`.
 
@@ -47,15 +50,66 @@ def make_pseudo_anomaly(
         Pseudo-anomaly float32 `[H, W, 3]` in [0, 1], equal to `image` outside the mask; and the
         mask `[H, W]` of the pasted pixels, never empty.
     """
+    if config.range:
+        low, high = config.range
+        stretched = np.clip((image - low) / np.float32(high - low), 0, 1)
+        made, mask = _pasted(stretched, foreground, rng, config)
+        anomaly = image.copy()
+        anomaly[mask] = low + np.float32(high - low) * made[mask]
+        return anomaly, mask
+    return _pasted(image, foreground, rng, config)
+
+
+def anomaly_in_window(
+    image: FloatArray,
+    foreground: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+    window: int,
+    anywhere: float = 0.0,
+) -> tuple[FloatArray, BoolArray, Box]:
+    """:func:`make_pseudo_anomaly` within a window, whose own side is what lengths are relative to.
+
+    The window shows some foreground; in it the patches may lie anywhere, also across the edge of
+    an object. On the object alone they would teach the network to suspect the object.
+
+    Args:
+        image: normal image float32 `[H, W, 3]` in [0, 1]; not modified.
+        foreground: `[H, W]`.
+        rng: sole source of randomness.
+        config: as for :func:`make_pseudo_anomaly`.
+        window: side of the window in pixels.
+        anywhere: how often the window need not show foreground.
+
+    Returns:
+        Pseudo-anomaly and mask of the whole image, and the window.
+    """
+    box = box_around(foreground, window, rng, anywhere=anywhere)
+    inside = box.of(image)
+    made, made_mask = make_pseudo_anomaly(inside, np.ones(inside.shape[:2], bool), rng, config)
+    anomaly, mask = image.copy(), np.zeros(foreground.shape, dtype=bool)
+    box.of(anomaly)[:] = made
+    box.of(mask)[:] = made_mask
+    return anomaly, mask, box
+
+
+def _pasted(
+    image: FloatArray,
+    foreground: BoolArray,
+    rng: np.random.Generator,
+    config: AnomalyConfig,
+) -> tuple[FloatArray, BoolArray]:
+    """:func:`make_pseudo_anomaly` on values that span [0, 1]."""
     foreground = usable_foreground(foreground)
     sums = _integral(foreground)
+    sides = _sides(math.sqrt(sums[-1, -1]), config)
     anomaly = image.copy()
     mask = np.zeros(foreground.shape, dtype=bool)
     for _ in range(rng.integers(1, config.count_max + 1)):
         free = foreground & ~mask
         if not free.any():
             break
-        patch = _visible_patch(image, sums, free, rng, config)
+        patch = _visible_patch(image, sums, free, sides, rng, config)
         anomaly[patch.rows, patch.cols] = patch.colours
         mask[patch.rows, patch.cols] = True
     return anomaly, mask
@@ -90,20 +144,11 @@ class _Patch(NamedTuple):
     colours: FloatArray
 
 
-class _Box(NamedTuple):
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, image: NDArray[_Values]) -> NDArray[_Values]:
-        return image[self.top : self.top + self.height, self.left : self.left + self.width]
-
-
 def _visible_patch(
     image: FloatArray,
     sums: NDArray[np.int32],
     free: BoolArray,
+    sides: tuple[float, float],
     rng: np.random.Generator,
     config: AnomalyConfig,
 ) -> _Patch:
@@ -113,13 +158,13 @@ def _visible_patch(
         image: normal image `[H, W, 3]`.
         sums: integral of the foreground, where sources lie.
         free: foreground `[H, W]` without earlier patches, where targets lie; not empty.
+        sides: shortest and longest side in pixels.
         rng: source of randomness.
         config: how patches are made.
     """
     free_sums = _integral(free)
-    scale = np.sqrt(sums[-1, -1])
     for _ in range(_ATTEMPTS):
-        target = _place(free_sums, *_draw_sides(scale, rng, config), rng)
+        target = _place(free_sums, *_draw_sides(*sides, rng), rng)
         if config.removals and rng.random() < config.removals:
             patch = _removal(image, target, free, config.contrast_floor)
         else:
@@ -130,9 +175,13 @@ def _visible_patch(
     return _shaded_patch(image, target, config.contrast_floor)
 
 
-def _draw_sides(scale: float, rng: np.random.Generator, config: AnomalyConfig) -> tuple[int, int]:
+def _sides(scale: float, config: AnomalyConfig) -> tuple[float, float]:
+    """Shortest and longest side in pixels on a foreground of ``scale``² pixels."""
+    return max(config.side_min * scale, _MIN_SIDE), max(config.side_max * scale, _MIN_SIDE)
+
+
+def _draw_sides(low: float, high: float, rng: np.random.Generator) -> tuple[int, int]:
     """Height and width, log-uniform and independent."""
-    low, high = np.maximum(np.array([config.side_min, config.side_max]) * scale, _MIN_SIDE)
     height, width = np.exp(rng.uniform(np.log(low), np.log(high), 2)).round().astype(int)
     return int(height), int(width)
 
@@ -145,7 +194,7 @@ def _integral(mask: BoolArray) -> NDArray[np.int32]:
     return sums
 
 
-def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Generator) -> _Box:
+def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Generator) -> Box:
     """Draw a rectangle wholly on the mask that `sums` integrates, smaller where none fits."""
     height, width = min(height, sums.shape[0] - 1), min(width, sums.shape[1] - 1)
     while True:
@@ -154,14 +203,14 @@ def _place(sums: NDArray[np.int32], height: int, width: int, rng: np.random.Gene
         corners = np.flatnonzero(covered == height * width)
         if len(corners):
             top, left = divmod(int(corners[rng.integers(len(corners))]), covered.shape[1])
-            return _Box(top, left, height, width)
+            return Box(top, left, height, width)
         height, width = max(1, int(height * 0.8)), max(1, int(width * 0.8))
 
 
 def _draw_patch(
     image: FloatArray,
-    source: _Box,
-    target: _Box,
+    source: Box,
+    target: Box,
     free: BoolArray,
     rng: np.random.Generator,
     config: AnomalyConfig,
@@ -195,7 +244,7 @@ def _draw_patch(
     return _Patch(row, col, np.clip(below + weight * (colours - below), 0, 1))
 
 
-def _removal(image: FloatArray, target: _Box, free: BoolArray, floor: float) -> _Patch:
+def _removal(image: FloatArray, target: Box, free: BoolArray, floor: float) -> _Patch:
     """Paint the target over with the colour around it; the patch is what this changes.
 
     Empty where there is nothing, or next to nothing, to take away.
@@ -212,7 +261,7 @@ def _removal(image: FloatArray, target: _Box, free: BoolArray, floor: float) -> 
 
 
 def _rotated_extent(
-    box: _Box, angle: float, shape: tuple[int, ...]
+    box: Box, angle: float, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the image that the rotated box can touch."""
     sin, cos = abs(np.sin(angle)), abs(np.cos(angle))
@@ -229,7 +278,7 @@ def _rotated_extent(
 
 
 def _unrotated(
-    box: _Box, rows: NDArray[np.intp], cols: NDArray[np.intp], angle: float
+    box: Box, rows: NDArray[np.intp], cols: NDArray[np.intp], angle: float
 ) -> tuple[FloatArray, FloatArray]:
     """Pixel offsets `[len(rows), len(cols)]` from the box's centre in its own axes."""
     row = (rows - (box.top + (box.height - 1) / 2)).astype(np.float32)[:, None]
@@ -308,7 +357,7 @@ def _visible(image: FloatArray, patch: _Patch, floor: float) -> bool:
     return len(change) > 0 and float(np.minimum(change, 2 * floor).mean()) >= floor
 
 
-def _shaded_patch(image: FloatArray, target: _Box, floor: float) -> _Patch:
+def _shaded_patch(image: FloatArray, target: Box, floor: float) -> _Patch:
     """The target's own texture, brighter where it is dark and darker where it is bright.
 
     Moving a patch by `s` away from the nearer bound changes it by at least `s / 2` on average

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchguard.attacks.attack import Problem, attackable
+from patchguard.attacks.attack import FORWARD, Problem, attackable
 from patchguard.attacks.balls import LINF, NormBall
 from patchguard.attacks.objectives import image_score
 from patchguard.constraints import Count, Settings
@@ -41,6 +41,11 @@ class MinimalEps(Settings):
     ball: NormBall = LINF
     steps: Count = 100
     restarts: Count = 1
+
+    @property
+    def passes(self) -> float:
+        """About how many passes forward and backward it costs per image."""
+        return self.restarts * self.steps * (1 + FORWARD) + 31 * FORWARD + 1
 
     def __call__(
         self,

@@ -71,17 +71,17 @@ class Resized(Detector):
     that come in.
 
     Args:
-        detector: one that takes square images of ``size``.
-        size: their side in pixels.
+        detector: one that takes images of ``shape``.
+        shape: their height and width in pixels.
     """
 
-    def __init__(self, detector: Detector, size: int) -> None:
+    def __init__(self, detector: Detector, shape: tuple[int, int]) -> None:
         super().__init__()
         self.detector = detector
-        self.size = size
+        self.shape = shape
 
     def inspect(self, images: Tensor) -> Inspection:
-        seen = self.detector.inspect(_resized(images, (self.size, self.size)))
+        seen = self.detector.inspect(_resized(images, self.shape))
         maps = _resized(seen.anomaly_map[:, None], images.shape[-2:])[:, 0]
         return seen._replace(anomaly_map=maps)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from patchguard.data.images import Range
 from patchguard.data.samples import Sample
+from patchguard.files import counted
 
 _LEAST_USE = 0.25
 """Images that use less of their range than this are nearly black."""
@@ -19,16 +20,13 @@ class Facts(NamedTuple):
         digest: of its values.
         range: of its values.
         deep: of more than 8 bits a value.
+        blank: of one colour all over.
     """
 
     digest: str
     range: Range
     deep: bool
-
-    @property
-    def blank(self) -> bool:
-        """All values are the same."""
-        return self.range.lowest == self.range.highest
+    blank: bool
 
 
 Read = Sequence[tuple[Sample, Facts]]
@@ -68,8 +66,9 @@ def remarks(normals: Read, tested: Read, full_scale: float | None) -> Iterator[s
         blank = [sample for sample, facts in read if facts.blank]
         if blank:
             yield (
-                f"{len(blank)} {what} images are of one colour all over, first {blank[0].source}: "
-                "remove them if the camera saw nothing"
+                f"{counted(len(blank), f'{what} image')} of one colour all over, first "
+                f"{blank[0].source}: "
+                "to be removed if the camera saw nothing"
             )
     yield from _shared_groups(normals, tested)
     yield from _use(normals or tested, full_scale)
@@ -80,7 +79,8 @@ def _first_frames(read: Read) -> Iterator[str]:
         sample.source for sample, _ in read if sample.source.frame == 0 and sample.source.animated
     ]
     if animated:
-        yield f"of {len(animated)} animations the first frame is read, first {animated[0]}"
+        number = counted(len(animated), "animation")
+        yield f"only the first frame is read of {number}, first {animated[0]}"
 
 
 def _copies(normals: Read, tested: Read) -> Iterator[str]:
@@ -93,19 +93,20 @@ def _copies(normals: Read, tested: Read) -> Iterator[str]:
     if copies:
         copy, original = copies[0]
         yield (
-            f"{len(copies)} of {len(normals)} training images are copies of others and left out, "
+            f"copies of other training images, left out: {len(copies)} of {len(normals)}, "
             f"first {copy.source} of {original.source}"
         )
     seen = [(sample, trained[facts.digest]) for sample, facts in tested if facts.digest in trained]
     if seen:
         sample, original = seen[0]
         yield (
-            f"{len(seen)} test images are training images too, first {sample.source}, "
+            f"{counted(len(seen), 'test image')} among the training images too, first "
+            f"{sample.source}, "
             f"{original.source}: figures on them say nothing of new images"
         )
     different = len({facts.digest for _, facts in tested})
     if different < len(tested):
-        yield f"{len(tested) - different} of {len(tested)} test images are copies of others"
+        yield f"copies of other test images: {len(tested) - different} of {len(tested)}"
 
 
 def _shared_groups(normals: Read, tested: Read) -> Iterator[str]:
@@ -113,8 +114,8 @@ def _shared_groups(normals: Read, tested: Read) -> Iterator[str]:
     shared = [sample for sample, _ in tested if sample.group in trained]
     if shared:
         yield (
-            f"{len(shared)} test images are of groups that training images are of too, first "
-            f"{shared[0].source}: they are easier than images of new groups"
+            f"{counted(len(shared), 'test image')} of groups that training images are of too, "
+            f"first {shared[0].source}: easier than images of new groups"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from patchguard.data.census import Facts, deep_range, remarks, without_copies
 from patchguard.data.images import ImageSource, read_mask, read_pixels, sources_in
 from patchguard.data.listing import (
+    MOST_NAMED,
     Fault,
     Listing,
     list_folder,
@@ -26,9 +27,10 @@ from patchguard.data.masks import masks_by_image
 from patchguard.data.samples import GOOD, Sample, union_of
 from patchguard.data.split import grouped
 from patchguard.errors import PatchGuardError
-from patchguard.files import printable
+from patchguard.files import counted, printable
 
-_TREE_PARTS = frozenset({"train", "test", "ground_truth"})
+_TESTED_PARTS = ("test", "ground_truth")
+_TREE_PARTS = frozenset({"train", *_TESTED_PARTS})
 _MOST_THREADS = 4
 """Each holds an image, which may be large."""
 
@@ -146,7 +148,7 @@ def scan_test(
         raise PatchGuardError(f"{root}: does not exist")
     if not (root / "test").is_dir():
         raise PatchGuardError(f"{root}: no folder 'test' with the labelled images")
-    parts = [list_folder(root / part) for part in _TREE_PARTS - {"train"} if (root / part).is_dir()]
+    parts = [list_folder(root / part) for part in _TESTED_PARTS if (root / part).is_dir()]
     listing = _joined(parts)
     reading = _Reading(root, strict, minimum_side, full_scale, list(listing.faults))
     tested = reading.read(_test_samples(root, listing, reading))
@@ -186,7 +188,8 @@ def require_labelled(folder: ImageFolder) -> None:
 
 def _without_images(test: Path, faults: Sequence[Fault]) -> PatchGuardError:
     below = [fault for fault in faults if fault[0].is_relative_to(test)]
-    path, reason = below[0] if below else (test, "it is empty")
+    nothing = "it is empty" if test.is_dir() else "it is no folder"
+    path, reason = below[0] if below else (test, nothing)
     return PatchGuardError(
         f"{test}: no image that can be read ({printable(path.name)}: {reason}); normal test images "
         f"belong in test/{GOOD}, others in test/<name of the defect>"
@@ -262,7 +265,7 @@ def _examined(sample: Sample, minimum_side: int) -> Facts | Fault:
         small = f"{width}x{height} pixels; both sides need at least {minimum_side}"
         return sample.path, " ".join(filter(None, (sample.source.part, small)))
     fault = _mask_fault(sample, pixels.shape)
-    return fault or Facts(pixels.digest, pixels.range, pixels.deep)
+    return fault or Facts(pixels.digest, pixels.range, pixels.deep, pixels.blank)
 
 
 def _mask_fault(sample: Sample, shape: tuple[int, int]) -> Fault | None:
@@ -381,8 +384,22 @@ def _unread(root: Path, listing: Listing, train: Sequence[Path], is_tree: bool) 
             if is_tree
             else "in subfolders, as there are images directly in the folder"
         )
-        yield f"{len(left)} images {where} are not read: {named(left, root)}"
+        yield f"{counted(len(left), 'image')} {where} not read: {named(left, root)}"
+    if not is_tree:
+        yield from _all_normal(root, train)
     yield from others_told(listing, root)
+
+
+def _all_normal(root: Path, train: Sequence[Path]) -> Iterator[str]:
+    """A line where a folder might hold more than normal images."""
+    counts = Counter(path.relative_to(root).parts[0] for path in train)
+    if len(counts) > 1 and len(counts) < len(train):
+        told = [f"{printable(name)} ({count})" for name, count in sorted(counts.items())]
+        more = f" and {len(told) - MOST_NAMED} more" if len(told) > MOST_NAMED else ""
+        yield (
+            "the images in all subfolders are taken as normal: "
+            f"{', '.join(told[:MOST_NAMED])}{more}"
+        )
 
 
 def _joined(parts: Sequence[Listing]) -> Listing:
@@ -398,7 +415,7 @@ def _resolved(full_scale: FullScale, normals: Sequence[tuple[Sample, Facts]]) ->
     if full_scale != "auto":
         return full_scale
     deep = deep_range([facts for _, facts in normals])
-    return None if deep is None else 2.0 ** max(8, int(deep.highest).bit_length()) - 1
+    return None if deep is None else 2.0 ** max(1, math.ceil(deep.highest).bit_length()) - 1
 
 
 def _scaled(samples: Iterable[Sample], scale: float | None) -> tuple[Sample, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ _THUMBNAIL_OR_MASK = 0b101
 _WHITE_IS_ZERO = 0
 
 # What a decoder thinks of a file is of no use to a user; what is wrong with it is an error here.
+# libtiff still prints a line of its own on some damaged files, "tempfile.tif: ...", beside ours:
+# Pillow silences libtiff's warnings, offers no way to its errors, and to turn standard error away
+# meanwhile would swallow what other threads write to it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -150,6 +154,11 @@ class Pixels:
         return self.values.ndim == 2
 
     @property
+    def blank(self) -> bool:
+        """Of one colour all over."""
+        return bool((self.values == self.values[:1, :1]).all())
+
+    @property
     def range(self) -> Range:
         """What of its range the image uses."""
         return Range(float(self.values.min()), float(self.values.max()), self.full_scale)
@@ -170,17 +179,15 @@ class Pixels:
         """[H, W, 3] in [0, 1]."""
         return self.rows(0, self.shape[0])
 
-    def resized(self, size: int) -> FloatArray:
-        """Squashed to [size, size, 3] in [0, 1], antialiased bilinear.
+    def resized(self, shape: tuple[int, int]) -> FloatArray:
+        """Squashed to [H, W, 3] in [0, 1], [H, W] = ``shape``, antialiased bilinear.
 
         The aspect ratio is not kept. Computed in floating point: 16-bit images keep their depth.
         """
         if self.deep:
-            grey = np.clip(_resize(self._floats(self.values), (size, size)), 0.0, 1.0)
+            grey = np.clip(_resize(self._floats(self.values), shape), 0.0, 1.0)
             return np.repeat(grey[..., None], 3, axis=2)
-        channels = [
-            _resize(self._floats(self.values[..., channel]), (size, size)) for channel in range(3)
-        ]
+        channels = [_resize(self._floats(self.values[..., channel]), shape) for channel in range(3)]
         return np.clip(np.stack(channels, axis=2), 0.0, 1.0)
 
     def _floats(self, values: npt.NDArray[Any]) -> FloatArray:
@@ -276,9 +283,9 @@ def read_mask(source: ImageSource | Path) -> BoolArray:
     return marked
 
 
-def resize_image(image: FloatArray, size: int) -> FloatArray:
-    """Squash an image `[H, W, 3]` in [0, 1] to `[size, size, 3]`: :meth:`Pixels.resized`."""
-    return Pixels.of(image).resized(size)
+def resize_image(image: FloatArray, shape: tuple[int, int]) -> FloatArray:
+    """Squash an image `[h, w, 3]` in [0, 1] to `[H, W, 3]`: :meth:`Pixels.resized`."""
+    return Pixels.of(image).resized(shape)
 
 
 def resize_map(anomaly_map: FloatArray, shape: tuple[int, int]) -> FloatArray:
@@ -353,9 +360,10 @@ def _deep_grey(image: Image.Image, source: ImageSource) -> Pixels:
     # Pillow inverts such files at 8 bits but not above.
     pixels = Pixels(np.array(image), full_scale, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
     lowest, highest, _ = pixels.range
-    if not (lowest >= 0 and highest <= full_scale):
+    if not (lowest >= 0 and highest <= full_scale and math.isfinite(highest)):
+        allowed = f"0 to {full_scale:g}" if math.isfinite(full_scale) else "finite ones from 0 up"
         raise PatchGuardError(
-            f"{source}: values from {lowest:g} to {highest:g}, expected 0 to {full_scale:g}; "
+            f"{source}: values from {lowest:g} to {highest:g}, expected {allowed}; "
             "save it as an 8- or 16-bit image, or train with --full-scale"
         )
     return pixels

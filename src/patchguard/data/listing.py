@@ -9,9 +9,9 @@ from pathlib import Path
 
 from patchguard.data.images import SUFFIXES, UNREAD_SUFFIXES
 from patchguard.errors import PatchGuardError
-from patchguard.files import absolute, printable
+from patchguard.files import absolute, counted, printable
 
-_NAMED = 5
+MOST_NAMED = 5
 
 Fault = tuple[Path, str]
 """A file, and why it cannot be used."""
@@ -77,13 +77,13 @@ def others_told(listing: Listing, root: Path) -> Iterator[str]:
     """A line on the files of other types, where there are any."""
     if listing.others:
         told = named(listing.others, root)
-        yield f"{len(listing.others)} files of other types are not read: {told}"
+        yield f"{counted(len(listing.others), 'file')} of other types not read: {told}"
 
 
 def named(paths: Sequence[Path], root: Path) -> str:
     """The first few of many files, and how many more there are."""
     below = absolute(root)
-    first = [printable(absolute(path).relative_to(below)) for path in paths[:_NAMED]]
+    first = [printable(absolute(path).relative_to(below)) for path in paths[:MOST_NAMED]]
     more = len(paths) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
 
@@ -134,5 +134,5 @@ def _all_told(found: Listing) -> str:
     if found.faults:
         path, reason = found.faults[0]
         return f"{printable(path.name)}: {reason}"
-    told = f"{len(found.others)} files of other types; " if found.others else ""
+    told = f"{counted(len(found.others), 'file')} of other types; " if found.others else ""
     return f"{told}{', '.join(sorted(SUFFIXES))}"

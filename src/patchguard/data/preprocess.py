@@ -17,12 +17,12 @@ class Preprocessor:
     """What happens to every image before a detector sees it, in training and afterwards.
 
     Args:
-        image_size: side in pixels of the square that the detector takes.
+        shape: height and width in pixels of the images that the detector takes.
         full_scale: the value that counts as white in images of more than 8 bits; None for the
             largest that their format holds.
     """
 
-    image_size: int
+    shape: tuple[int, int]
     full_scale: float | None = None
 
     def sources(self, path: Path) -> tuple[ImageSource, ...]:
@@ -30,9 +30,9 @@ class Preprocessor:
         return sources_in(path, self.full_scale)
 
     def __call__(self, image: Pixels) -> Tensor:
-        """[3, S, S] in [0, 1]."""
-        return to_tensor(image.resized(self.image_size))
+        """[3, H, W] in [0, 1], as the detector takes it."""
+        return to_tensor(image.resized(self.shape))
 
     def back(self, anomaly_map: FloatArray, shape: tuple[int, int]) -> FloatArray:
-        """A map [S, S] at the resolution of the image, [H, W] = ``shape``."""
+        """A map [h, w] at the resolution of the image, [H, W] = ``shape``."""
         return resize_map(anomaly_map, shape)

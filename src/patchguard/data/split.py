@@ -25,8 +25,9 @@ def split_normals(
     version.
 
     Returns:
-        The remaining samples and the held-out ones, each sorted by path: at least ``held_out``,
-        by as many as the last group has too many.
+        The remaining samples and the held-out ones, each sorted by path: of groups, more than
+        ``held_out`` by what the last one has too many, and fewer where the next ones are so large
+        that more than half of all would be held out.
 
     Raises:
         PatchGuardError: one of the two would be empty.
@@ -41,10 +42,12 @@ def split_normals(
     for sample in samples:
         groups.setdefault(_group(sample, common), []).append(sample)
     chosen: list[Sample] = []
-    for name in sorted(groups, key=lambda name: _rank(seed, name))[:-1]:
+    most = max(held_out, len(samples) // 2)
+    for name in sorted(groups, key=lambda name: _rank(seed, name)):
         if len(chosen) >= held_out:
             break
-        chosen += groups[name]
+        if len(chosen) + len(groups[name]) <= most:
+            chosen += groups[name]
     if not chosen:
         raise PatchGuardError(
             "all normal images are of one group, so none can be held out: correct --groups"

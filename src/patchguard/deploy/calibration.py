@@ -8,6 +8,7 @@ held-out images must be normal, unused in training, and drawn like those the det
 """
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -24,6 +25,8 @@ from patchguard.files import write_whole
 _Scores = npt.NDArray[np.float64]
 
 LARGEST_DENOMINATOR = 10**9
+
+_LOG = logging.getLogger(__name__)
 
 
 def conformal_threshold(scores: npt.ArrayLike, false_alarm_rate: float) -> float:
@@ -174,10 +177,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise _broken(path, "is not JSON") from None
     if not isinstance(content, dict):
         raise _broken(path, "is not a JSON object")
-    missing = {field.name for field in fields(Calibration)} - content.keys()
-    if missing:
+    names = {field.name for field in fields(Calibration)}
+    if missing := names - content.keys():
         raise _broken(path, f"lacks {', '.join(sorted(missing))}")
-    return content
+    if unknown := content.keys() - names:
+        told = ", ".join(sorted(unknown))
+        _LOG.warning("%s: left out what this version does not know: %s", path, told)
+    return {name: content[name] for name in names}
 
 
 def _broken(path: Path, fault: str) -> PatchGuardError:

@@ -27,7 +27,7 @@ class Judgement:
         score: raw image score, higher is more anomalous.
         p_value: conformal p-value: small where few held-out normals score as high.
         anomalous: the score exceeds the calibrated threshold.
-        anomaly_map: raw, [S, S] at the detector's size.
+        anomaly_map: raw, [H, W] at the detector's resolution.
     """
 
     score: float
@@ -90,7 +90,7 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
     model = verified_model(run)
     verify(run, CALIBRATION)
     return Pipeline(
-        Preprocessor(model.preprocessing.image_size, model.preprocessing.full_scale),
+        Preprocessor(model.preprocessing.shape, model.preprocessing.full_scale),
         load_unverified(run, model).to(device),
         Calibration.from_json(run / CALIBRATION),
     )

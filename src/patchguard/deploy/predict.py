@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -107,7 +108,8 @@ def write_predictions(
                 add(found)
         out.finish(_with_former(out, done))
     except BaseException:
-        out.write_rows(_with_former(out, done))
+        with suppress(PatchGuardError):  # what went wrong first is told
+            out.write_rows(_with_former(out, done))
         raise
     return done
 

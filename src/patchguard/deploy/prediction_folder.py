@@ -12,15 +12,23 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from patchguard.data.images import ImageSource
 from patchguard.errors import PatchGuardError
-from patchguard.files import absolute, csv_cell, sole_writer, whole_file, write_whole
+from patchguard.files import (
+    absolute,
+    csv_cell,
+    remove_partials,
+    sole_writer,
+    whole_file,
+    write_whole,
+)
 
 JOURNAL, TABLE, ROWS = "predictions.jsonl", "scores.csv", "scores.json"
 OVERLAYS, MAPS = "overlays", "maps"
@@ -65,8 +73,8 @@ class PredictionFolder:
     def __init__(self, folder: Path, purpose: dict[str, Any]) -> None:
         self.folder = folder
         self._purpose = {"format": 1, **purpose}
-        self._made: dict[str, str] = {}
-        self._done: dict[str, Prediction] = {}
+        self._made: dict[str, set[str]] = {}
+        self._done: dict[str, tuple[str, Prediction]] = {}
         self._former: frozenset[str] = frozenset()
         self._stack = ExitStack()
 
@@ -85,6 +93,8 @@ class PredictionFolder:
         """
         self._stack.enter_context(sole_writer(self.folder))
         lines = list(_lines(self.folder / JOURNAL))
+        if lines:
+            self._remove_partials()
         changed: tuple[Path, ...] = ()
         if not lines:
             self._refuse_foreign()
@@ -97,7 +107,7 @@ class PredictionFolder:
             if not lines:  # whole, so that a kill leaves no journal that says nothing
                 write_whole(self.folder / JOURNAL, json.dumps(self._purpose))
             self._journal = self._appending(JOURNAL)
-            write_whole(self.folder / TABLE, _table(self._done.values()))
+            write_whole(self.folder / TABLE, _table(self.rows))
             self._table = self._appending(TABLE)
         except OSError as error:
             raise PatchGuardError(
@@ -107,7 +117,9 @@ class PredictionFolder:
 
     def close(self) -> None:
         """Let go of the folder; what is in it can be continued."""
-        self._stack.close()
+        # A full disk was told where it was met: what is left in the buffers would tell it again.
+        with suppress(OSError):
+            self._stack.close()
 
     def holds(self, path: Path) -> bool:
         """The file is one that was made here, or was before it was overwritten."""
@@ -119,13 +131,13 @@ class PredictionFolder:
 
     def done(self, source: ImageSource) -> Prediction | None:
         """The row of an image that was finished before and has not changed since."""
-        key = _key(source)
-        return None if key is None else self._done.get(key)
+        state, row = self._done.get(_place(source), (None, None))
+        return row if state is not None and state == _state(source) else None
 
     @property
     def rows(self) -> list[Prediction]:
         """Those that are finished."""
-        return list(self._done.values())
+        return [row for _, row in self._done.values()]
 
     def write(self, place: Path, write: Callable[[Path], None]) -> None:
         """Write a file, whole or not at all, and remember it.
@@ -138,12 +150,13 @@ class PredictionFolder:
             PatchGuardError: it cannot be written, or something is there that was not made here.
         """
         path, name = self.folder / place, place.as_posix()
-        if path.exists() and self._made.get(name) != _digest(path):
+        if os.path.lexists(path) and not _holds(path, self._made.get(name, set())):
             raise PatchGuardError(f"{path}: something else is there; move it away")
         with whole_file(path) as partial:
             write(partial)
-            self._made[name] = _digest(partial)
-            self._note({"file": name, "sha256": self._made[name]})
+            digest = _digest(partial)
+            self._made.setdefault(name, set()).add(digest)
+            self._note({"file": name, "sha256": digest})
 
     def add(self, source: ImageSource, prediction: Prediction) -> None:
         """Write the row of an image, whose files are there.
@@ -151,11 +164,12 @@ class PredictionFolder:
         Raises:
             PatchGuardError: the table cannot be written.
         """
+        place, state = _place(source), _state(source)
+        self._done.pop(place, None)  # that of what the file held before
         try:
-            key = _key(source)
-            if not prediction.error and key is not None:
-                self._note({"row": asdict(prediction), "key": key})
-                self._done[key] = prediction
+            if not prediction.error and state is not None:
+                self._note({"row": asdict(prediction), "key": f"{place} {state}"})
+                self._done[place] = state, prediction
             _writer(self._table).writerow(_cells(prediction))
             self._table.flush()
         except OSError as error:
@@ -185,6 +199,12 @@ class PredictionFolder:
         self._journal.write("\n" + json.dumps(line))
         self._journal.flush()
 
+    def _remove_partials(self) -> None:
+        """A kill leaves its hidden file where it was writing."""
+        remove_partials(self.folder.glob(".*"))
+        for below in (OVERLAYS, MAPS):
+            remove_partials((self.folder / below).rglob(".*"))
+
     def _refuse_foreign(self) -> None:
         names = (JOURNAL, TABLE, ROWS, OVERLAYS, MAPS)
         there = [name for name in names if (self.folder / name).exists()]
@@ -205,16 +225,19 @@ class PredictionFolder:
         if lines[-1].get("finished"):
             raise PatchGuardError(f"{self.folder} holds finished predictions; {choose}")
         self._made = _files(lines)
-        self._done = {line["key"]: Prediction(**line["row"]) for line in lines if "row" in line}
+        for line in lines:
+            if "row" in line:
+                place, *state = line["key"].rsplit(" ", 2)
+                self._done[place] = " ".join(state), Prediction(**line["row"])
 
     def _remove_former(self, lines: list[dict[str, Any]]) -> tuple[Path, ...]:
         """Remove what the journal names, but for what was changed since."""
         changed, files = [], _files(lines)
         self._former = frozenset(files)
-        for name, digest in files.items():
+        for name, digests in files.items():
             path = self.folder / name
-            if path.exists():
-                if _digest(path) == digest:
+            if os.path.lexists(path):
+                if _holds(path, digests):
                     path.unlink()
                 else:
                     changed.append(path)
@@ -242,18 +265,37 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def _files(lines: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Digests by name, relative to the folder."""
-    return {line["file"]: line["sha256"] for line in lines if "file" in line}
+def _files(lines: Iterable[dict[str, Any]]) -> dict[str, set[str]]:
+    """The digests that each file has had, by name relative to the folder.
+
+    A kill may leave the former file where the latest digest is noted already.
+    """
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        if "file" in line:
+            found.setdefault(line["file"], set()).add(line["sha256"])
+    return found
 
 
-def _key(source: ImageSource) -> str | None:
-    """An image as it is now; None where it is gone."""
+def _place(source: ImageSource) -> str:
+    return f"{absolute(source.path)} {source.frame}"
+
+
+def _state(source: ImageSource) -> str | None:
+    """What tells a file from what it was before; None where it is gone."""
     try:
         state = source.path.stat()
     except OSError:
         return None
-    return f"{absolute(source.path)} {source.frame} {state.st_size} {state.st_mtime_ns}"
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _holds(path: Path, digests: Collection[str]) -> bool:
+    """Whether this is a file of one of these digests; what cannot be read is not."""
+    try:
+        return _digest(path) in digests
+    except OSError:
+        return False
 
 
 def _digest(path: Path) -> str:

@@ -58,7 +58,7 @@ class Campaign:
 
     @cached_property
     def coverage(self) -> Tensor:
-        """Anomalous fraction of each pixel [N, S, S]."""
+        """Anomalous fraction of each pixel [N, H, W]."""
         return self.test.coverage()
 
     @cached_property
@@ -79,7 +79,7 @@ class Campaign:
         return PixelStatistics.of(self.clean.maps, self.coverage)
 
     def context(self, maps: np.ndarray) -> ObjectiveContext:
-        """What objectives are made from; ``maps`` [N, S, S] are the current ones."""
+        """What objectives are made from; ``maps`` [N, H, W] are the current ones."""
         return ObjectiveContext(
             self.statistics, maps, self.coverage, self.test.labels, self.prototypes
         )

@@ -184,13 +184,15 @@ CANARIES: Mapping[str, tuple[type[Linear], str]] = {
 """Each flawed detector, and the check that must flag it whatever others do."""
 
 
-def weights(size: int = 16, seed: int = 0) -> Tensor:
-    """Weights [3, size, size] of a canary."""
-    return torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed))
+def weights(shape: tuple[int, int] = (16, 16), seed: int = 0) -> Tensor:
+    """Weights [3, H, W] of a canary, [H, W] = ``shape``."""
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def specimens(weight: Tensor, *, each: int = 8, contrast: float = 0.1, seed: int = 1) -> TestSet:
-    """Images of 8 bits that a linear detector tells apart: noise, and noise with a square defect.
+    """Images of 8 bits that a linear detector tells apart: noise, and noise with a defect.
+
+    The defect is the middle half of each side.
 
     Args:
         weight: [3, H, W] of the detector.
@@ -200,9 +202,9 @@ def specimens(weight: Tensor, *, each: int = 8, contrast: float = 0.1, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
     images = 0.5 + 0.03 * torch.randn(2 * each, *weight.shape, generator=generator)
-    quarter = weight.shape[-1] // 4
     mask = torch.zeros(weight.shape[1:])
-    mask[quarter : 3 * quarter, quarter : 3 * quarter] = 1
+    down, across = (length // 4 for length in mask.shape)
+    mask[down : 3 * down, across : 3 * across] = 1
     images[each:] += contrast * mask * weight.sign()
     empty, defect = np.zeros(mask.shape, dtype=bool), mask.numpy().astype(bool)
     return TestSet(

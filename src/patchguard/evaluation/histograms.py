@@ -142,7 +142,7 @@ class PixelTruth:
         self._weights = [region_weights(mask) for mask in self._masks]
 
     def histograms(self, maps: npt.NDArray[np.float32], binning: Binning) -> PixelHistograms:
-        """Histograms of anomaly maps [N, S, S], each resized to its mask first.
+        """Histograms of anomaly maps [N, H, W], each resized to its mask first.
 
         Raises:
             PatchGuardError: there is not one map for each mask, or one is not finite.
@@ -163,7 +163,7 @@ class PixelTruth:
     def _check(self, maps: npt.NDArray[np.float32]) -> None:
         if maps.ndim != 3 or len(maps) != len(self._masks):
             raise PatchGuardError(
-                f"anomaly maps have shape {maps.shape}; expected [{len(self._masks)}, S, S], "
+                f"anomaly maps have shape {maps.shape}; expected [{len(self._masks)}, H, W], "
                 "one for each mask"
             )
         # Resizing turns infinities into NaN where it weighs them with 0.

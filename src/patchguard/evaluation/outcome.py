@@ -13,7 +13,7 @@ from patchguard.evaluation.histograms import PixelHistograms
 
 @dataclass(frozen=True)
 class Scored:
-    """What a detector says of a test set: scores [N] and maps [N, S, S], float32."""
+    """What a detector says of a test set: scores [N] and maps [N, H, W], float32."""
 
     scores: np.ndarray
     maps: np.ndarray
@@ -70,7 +70,7 @@ class Worst:
         eps: radius as written in the suite.
         scores: [N], per image the worst of clean image and attacks (exact for detection).
         winners: the attack that reached it, ``clean`` where none moved the score, [N].
-        images: the images with those scores, [N, 3, S, S].
+        images: the images with those scores, [N, 3, H, W].
         mixtures: by row (``both``, ``anomalies``, ``normals``), the maps that lower pixel AUROC
             most; empty without ground truth.
         floor: pixel AUROC if every pixel were at its own worst at once: not attainable; None

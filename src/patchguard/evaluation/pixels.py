@@ -21,7 +21,7 @@ from patchguard.evaluation.worst_case import Metric, worst_selection
 from patchguard.results.schema import CLEAN, PixelMetrics
 
 Maps = np.ndarray | Sequence[np.ndarray]
-"""[N, S, S], at the detector's size."""
+"""[N, H, W], at the detector's size."""
 
 ROWS = {"both": (True, True), "anomalies": (True, False), "normals": (False, True)}
 """Which classes of the test set are attacked: (anomalous, normal)."""
@@ -126,5 +126,5 @@ class _Resized(Sequence[np.ndarray]):
 
 
 def metrics_of(maps: Maps, masks: Sequence[np.ndarray]) -> PixelMetrics:
-    """Metrics of maps [N, S, S] at the resolution of the masks."""
+    """Metrics of maps [N, H, W] at the resolution of the masks."""
     return pixel_metrics(_Resized(maps, masks), masks)

@@ -174,7 +174,9 @@ def evaluate_detector(
     if config.looks > 1:
         detector = Averaged(detector, config.looks)
         torch.manual_seed(seed)
-    clean = score_images(detector, test.images, config.batch_size)
+    at_once = detector.at_once(*test.images.shape[-2:]) or config.batch_size
+    batch_size = min(config.batch_size, at_once)
+    clean = score_images(detector, test.images, batch_size)
     if not np.isfinite(clean.scores).all() or not np.isfinite(clean.maps).all():
         raise PatchGuardError("the detector returns NaN or infinity for clean test images")
     with ExitStack() as stack:
@@ -187,7 +189,7 @@ def evaluate_detector(
             test,
             clean,
             store,
-            config.batch_size,
+            batch_size,
             seed,
             known.sources,
             parallel=config.looks == 1,
@@ -384,8 +386,20 @@ class _Findings:
             names=tuple(map(printable, self.test.names)),
             kinds=tuple(map(printable, self.test.kinds)),
             clean=tuple(self.clean.scores.tolist()),
+            decided_by=self._decided_by(),
             **{" ".join(key): tuple(scores.tolist()) for key, scores in attacked.items()},
         )
+
+    @torch.no_grad()
+    def _decided_by(self) -> tuple[str, ...]:
+        """By image, the view of the detector that decided its clean score."""
+        detector, found = self.campaign.detector, list[str]()
+        for batch in torch.split(self.test.images, self.campaign.batch_size):
+            names = detector.decided_by(batch.to(device_of(detector)))
+            if names is None:
+                return ()
+            found += names
+        return tuple(found)
 
     def _checks(self) -> list[Check]:
         threat, result = self.suite.threats[0], self.results[0]

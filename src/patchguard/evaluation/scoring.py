@@ -12,7 +12,7 @@ from patchguard.runtime import full_precision
 
 
 def score_images(detector: Detector, images: Tensor, batch_size: int) -> Scored:
-    """Scores and maps of images [N, 3, S, S], by the detector in eval mode on its device.
+    """Scores and maps of images [N, 3, H, W], by the detector in eval mode on its device.
 
     In full precision, so that a threshold, a verdict and an evaluation rest on the same scores.
     """

@@ -177,8 +177,11 @@ def _deciding(package: Path) -> Iterator[Path]:
 
 
 def detector_digest(detector: Detector) -> str:
-    """sha256 over names, shapes and values of the detector's weights and buffers."""
-    found = hashlib.sha256(type(detector).__qualname__.encode())
+    """sha256 over names, shapes and values of a detector's weights and buffers, and its settings.
+
+    The settings are those that it shows (``extra_repr``).
+    """
+    found = hashlib.sha256(f"{type(detector).__qualname__} {detector.extra_repr()}".encode())
     for name, tensor in sorted(detector.state_dict(keep_vars=False).items()):
         values = tensor.detach().cpu().contiguous()
         found.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())

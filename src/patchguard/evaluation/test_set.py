@@ -1,4 +1,4 @@
-"""What an evaluation runs on: images at the detector's size, ground truth at its own."""
+"""What an evaluation runs on: images at the detector's resolution, ground truth at its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TestSet:
     Attributes:
         names: one for each image, for tables and files.
         kinds: ``good`` or the kind of defect.
-        images: [N, 3, S, S] in [0, 1], S the detector's size.
+        images: [N, 3, H, W] in [0, 1], at the detector's resolution.
         masks: bool [H, W] at the resolution of the ground truth, or None without ground truth.
         sha256: of the images and masks they were made from, the same for every detector.
         sources: what they were read from; empty for images that were made.
@@ -49,8 +49,10 @@ class TestSet:
 
     def subset(self, count: int) -> TestSet:
         """About ``count`` images, always the same: an equal share, but at least one, of a kind."""
+        if count >= len(self.kinds):
+            return self
         rng = np.random.default_rng(0)
-        share = min(1.0, count / len(self.kinds))
+        share = count / len(self.kinds)
         chosen: list[int] = []
         for kind in sorted(set(self.kinds)):
             of_kind = np.flatnonzero(np.array(self.kinds) == kind)
@@ -67,15 +69,20 @@ class TestSet:
         )
 
     def coverage(self) -> Tensor:
-        """Anomalous fraction of each pixel at the detector's size, [N, S, S]; 0 without masks."""
-        size = self.images.shape[-1]
+        """Anomalous fraction of each pixel of the images, [N, H, W]; 0 without masks."""
+        height, width = self.images.shape[-2:]
         if self.masks is None:
-            return torch.zeros(len(self.names), size, size)
-        return torch.stack([_area_average(mask, size) for mask in self.masks])
+            return torch.zeros(len(self.names), height, width)
+        return torch.stack([_area_average(mask, (height, width)) for mask in self.masks])
 
 
-def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> TestSet:
+def labelled_images(samples: Sequence[Sample], shape: tuple[int, int], with_masks: bool) -> TestSet:
     """The test images of a folder, resized to the detector; masks stay as they are.
+
+    Args:
+        samples: with their masks.
+        shape: height and width in pixels of the images that the detector takes.
+        with_masks: read the masks, too.
 
     Raises:
         PatchGuardError: as :func:`patchguard.data.samples.defect_mask`.
@@ -86,7 +93,7 @@ def labelled_images(samples: Sequence[Sample], size: int, with_masks: bool) -> T
         for source in (sample.source, *(sample.masks if with_masks else ())):
             content.update(source.path.read_bytes())
         pixels = read_pixels(sample.source)
-        images.append(to_tensor(pixels.resized(size)))
+        images.append(to_tensor(pixels.resized(shape)))
         if with_masks:
             masks.append(defect_mask(sample) if sample.masks else np.zeros(pixels.shape, bool))
     return TestSet(
@@ -134,8 +141,8 @@ def pseudo_test_set(
 
     Args:
         names: of the images.
-        images: float32 [S, S, 3] in [0, 1].
-        foregrounds: bool [S, S].
+        images: float32 [H, W, 3] in [0, 1].
+        foregrounds: bool [H, W].
         config: as in training.
         seed: of the pseudo-anomalies.
     """
@@ -156,6 +163,6 @@ def pseudo_test_set(
     )
 
 
-def _area_average(mask: np.ndarray, size: int) -> Tensor:
+def _area_average(mask: np.ndarray, shape: tuple[int, int]) -> Tensor:
     channels = torch.from_numpy(mask)[None, None].float()
-    return torch.nn.functional.adaptive_avg_pool2d(channels, size)[0, 0]
+    return torch.nn.functional.adaptive_avg_pool2d(channels, shape)[0, 0]

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from patchguard.detector import Detection, Detector, Inspection
 from patchguard.errors import PatchGuardError
-from patchguard.integrations.function import as_detection, check_size
+from patchguard.integrations.function import as_detection, check_size, shape_of
 
 try:
     from anomalib.models.components import AnomalibModule
@@ -55,34 +55,38 @@ class AnomalibDetector(Detector):
     Args:
         module: a fitted Lightning module of anomalib, or the torch model inside one; it is put
             into eval mode and stays there, as only then it returns scores.
-        image_size: side in pixels of the square images that the detector takes; that of the
-            pre-processing when absent. If they differ the images are resized inside, so that eps
-            holds at ``image_size``.
-        transform: takes the place of the module's pre-processing; for images [B, 3, S, S] in
+        image_size: height and width in pixels of the images that the detector takes, or the side
+            of square ones; those that the pre-processing makes when absent. If they differ the
+            images are resized inside, so that eps holds at ``image_size``.
+        transform: takes the place of the module's pre-processing; for images [B, 3, H, W] in
             [0, 1] and differentiable. A bare torch model needs one, since its pre-processing
             lies in the Lightning module; ``torch.nn.Identity()`` for none.
 
     Raises:
         PatchGuardError: the pre-processing or its size is unknown, or it crops: a map of the
-            crop is none of the image.
+            crop is none of the image; or ``image_size`` is none.
     """
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         transform: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model, self.transform = _parts(module, transform)
-        self.image_size = image_size or _size_of(self.transform)
+        self.image_size = _made_by(self.transform) if image_size is None else shape_of(image_size)
         self.name = type(module).__name__
         self.eval()
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path, *, image_size: int | None = None, trust: bool = False
+        cls,
+        checkpoint: str | Path,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        trust: bool = False,
     ) -> Self:
         """The detector of a Lightning checkpoint (``.ckpt``) that anomalib has written.
 
@@ -278,15 +282,15 @@ def _steps(transform: nn.Module) -> Iterator[nn.Module]:
         yield from _steps(step)
 
 
-def _size_of(transform: nn.Module) -> int:
-    """The side in pixels of the square images that a transform makes."""
-    probe = transform(torch.zeros(1, 3, 16, 24))
-    height, width = probe.shape[-2:]
-    if height != width:
+def _made_by(transform: nn.Module) -> tuple[int, int]:
+    """Height and width in pixels of the images that a transform makes, whatever it is given."""
+    upright, lying = (transform(torch.zeros(1, 3, *shape)) for shape in ((24, 16), (16, 24)))
+    height, width = upright.shape[-2:]
+    if lying.shape != upright.shape:
         raise PatchGuardError(
-            "the pre-processing does not say what square size the images have; pass image_size=..."
+            "the pre-processing does not say what size the images have; pass image_size=..."
         )
-    return int(height)
+    return int(height), int(width)
 
 
 def _read(path: Path, trust: bool) -> dict[str, Any]:

@@ -24,13 +24,22 @@ class FunctionDetector(Detector):
             [B, h, w], or a map alone; a channel of one is accepted ([B, 1], [B, 1, h, w]). For
             attacks by gradients it must be differentiable. A network's weights and mode are part
             of the detector.
-        image_size: side in pixels of the square images it takes; any size when absent.
+        image_size: height and width in pixels of the images it takes, or the side of square
+            ones; any size when absent.
+
+    Raises:
+        PatchGuardError: ``image_size`` is neither.
     """
 
-    def __init__(self, function: Callable[[Tensor], Any], *, image_size: int | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensor], Any],
+        *,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.function = function
-        self.image_size = image_size
+        self.image_size = None if image_size is None else shape_of(image_size)
 
     def forward(self, images: Tensor) -> Detection:
         """The detection.
@@ -52,17 +61,34 @@ class FunctionDetector(Detector):
         )
 
 
-def check_size(images: Tensor, size: int | None) -> None:
-    """Refuse images that are not ``size`` px square.
+def shape_of(image_size: Any) -> tuple[int, int]:
+    """Height and width in pixels, given as such a pair or as the side of a square.
+
+    Raises:
+        PatchGuardError: it is neither.
+    """
+    pair = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if isinstance(pair, tuple | list) and len(pair) == 2:
+        height, width = pair
+        if all(isinstance(side, int) and side >= 1 for side in pair):
+            return height, width
+    shown = " ".join(repr(image_size).split())
+    raise PatchGuardError(
+        f"image_size is {shown}; give height and width in pixels, or the side of a square"
+    )
+
+
+def check_size(images: Tensor, shape: tuple[int, int] | None) -> None:
+    """Refuse images that are not of ``shape``, height and width in pixels.
 
     Raises:
         PatchGuardError: they are not.
     """
     height, width = images.shape[-2:]
-    if size is not None and (height, width) != (size, size):
+    if shape is not None and (height, width) != shape:
         raise PatchGuardError(
-            f"images of {height}x{width} px given to a detector of {size} px; "
-            f"resize them to {size}x{size}"
+            f"images of {height}x{width} px (height x width) given to a detector of "
+            f"{shape[0]}x{shape[1]} px; resize them"
         )
 
 

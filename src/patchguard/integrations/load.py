@@ -14,7 +14,7 @@ import torch
 
 from patchguard.detector import Detector
 from patchguard.errors import PatchGuardError
-from patchguard.integrations.function import FunctionDetector
+from patchguard.integrations.function import FunctionDetector, shape_of
 
 FORMS = "a run folder, an anomalib checkpoint (model.ckpt) or file.py:function"
 
@@ -25,7 +25,7 @@ class Loaded:
 
     Attributes:
         detector: in eval mode, on the CPU.
-        image_size: side in pixels of the square images it takes.
+        shape: height and width in pixels of the images it takes.
         name: of the run folder, of anomalib's model, or of the user's file and function.
         kind: ``patchguard``, ``anomalib`` or ``python``.
         threshold: on its raw scores, from held-out normals; None where there is no calibration.
@@ -36,7 +36,7 @@ class Loaded:
     """
 
     detector: Detector
-    image_size: int
+    shape: tuple[int, int]
     name: str
     kind: str
     threshold: float | None
@@ -50,7 +50,8 @@ def detector_named(spec: str, *, trust: bool = False) -> Loaded:
     Args:
         spec: a PatchGuard run folder; a checkpoint ``.ckpt`` of anomalib; or ``file.py:function``,
             whose function takes no arguments and returns a detector or a callable (see
-            :class:`FunctionDetector`) with an attribute ``image_size``. That file is executed.
+            :class:`FunctionDetector`) with an attribute ``image_size``, height and width in pixels
+            or the side of a square. That file is executed.
         trust: unpickle checkpoints that could run code.
 
     Raises:
@@ -81,7 +82,7 @@ def _from_run(folder: Path) -> Loaded:
     pipeline = load_pipeline(folder, torch.device("cpu"))
     return Loaded(
         pipeline.detector,
-        pipeline.preprocessor.image_size,
+        pipeline.preprocessor.shape,
         name=folder.resolve().name,
         kind="patchguard",
         threshold=pipeline.calibration.threshold,
@@ -106,19 +107,20 @@ def _from_checkpoint(path: Path, trust: bool) -> Loaded:
 
 def _from_python(path: Path, function: str) -> Loaded:
     made = _made(path, function)
-    size = getattr(made, "image_size", None)
-    if not isinstance(size, int) or size < 1:
+    try:
+        shape = shape_of(getattr(made, "image_size", None))
+    except PatchGuardError as error:
         raise PatchGuardError(
-            f"{path}: what {function}() returns needs an attribute image_size: the side in pixels "
-            "of the square images it takes"
-        )
-    detector = made if isinstance(made, Detector) else FunctionDetector(made, image_size=size)
+            f"{path}: what {function}() returns needs an attribute image_size: height and width in "
+            "pixels of the images it takes, or the side of square ones"
+        ) from error
+    detector = made if isinstance(made, Detector) else FunctionDetector(made, image_size=shape)
     digest = _digest(path)
     for name, tensor in sorted(detector.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     name = f"{path.stem}-{function}"
-    return Loaded(detector.eval(), size, name, "python", None, digest.hexdigest())
+    return Loaded(detector.eval(), shape, name, "python", None, digest.hexdigest())
 
 
 def _made(path: Path, function: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from patchguard.models.patchguard import PatchGuard
+    from patchguard.models.patchguard import Placed
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def attention_degree(attention: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def attention_degrees(model: PatchGuard, images: Tensor) -> Tensor:
+def attention_degrees(model: Placed, images: Tensor) -> Tensor:
     """Mean :func:`attention_degree` over rows and images, [blocks, heads], of the backbone.
 
     The model runs in eval mode and its mode is restored; no randomness is consumed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,15 +10,33 @@ from safetensors.torch import load, save
 
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
-from patchguard.models.patchguard import PatchGuard
-from patchguard.results.model_file import ModelFile, describe, read_model, write_model
+from patchguard.models.patchguard import PatchGuard, ViewScore
+from patchguard.results.model_file import (
+    ModelFile,
+    Preprocessing,
+    Score,
+    describe,
+    read_model,
+    write_model,
+)
 from patchguard.results.run_folder import CONFIG, MODEL, WEIGHTS, read_manifest, verify
 
 
-def save_detector(model: PatchGuard, folder: Path, full_scale: float | None = None) -> None:
-    """Write the description of a detector and its weights and buffers."""
-    write_model(folder, describe(model.config, model.image_size, full_scale))
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+def save_detector(
+    model: PatchGuard, folder: Path, shape: tuple[int, int], full_scale: float | None = None
+) -> None:
+    """Write the description of a detector and its weights and buffers.
+
+    Args:
+        model: the detector.
+        folder: of the run.
+        shape: height and width to which images are resized for it.
+        full_scale: see :class:`patchguard.data.preprocess.Preprocessor`.
+    """
+    scores = {view: Score(**asdict(score)) for view, score in model.scores.items()}
+    images = Preprocessing(shape=shape, full_scale=full_scale, span=model.span)
+    write_model(folder, describe(model.config, images, scores))
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     write_whole(folder / WEIGHTS, save(state))
 
 
@@ -48,7 +67,8 @@ def load_unverified(folder: Path, model: ModelFile | None = None) -> PatchGuard:
         PatchGuardError: the weights cannot be read, or are of another network.
     """
     model = model or read_model(folder)
-    detector = PatchGuard(model.config, model.preprocessing.image_size)
+    scores = {view: ViewScore(**dict(score)) for view, score in model.scores.items()}
+    detector = PatchGuard(model.config, scores, model.preprocessing.span)
     try:
         detector.load_state_dict(load((folder / WEIGHTS).read_bytes()))
     except FileNotFoundError as error:

@@ -45,7 +45,7 @@ from torch.linalg import matrix_norm, vector_norm
 
 from patchguard.errors import PatchGuardError
 from patchguard.models.attention import attention_degree, measured, unfused
-from patchguard.models.patchguard import PatchGuard
+from patchguard.models.patchguard import Placed
 
 
 class Sublayer(NamedTuple):
@@ -60,12 +60,12 @@ class Sublayer(NamedTuple):
     output: Tensor
 
 
-def attention_sublayers(model: PatchGuard, images: Tensor) -> list[Sublayer]:
+def attention_sublayers(model: Placed, images: Tensor) -> list[Sublayer]:
     """What goes in and out of the attention of every backbone block, first to last.
 
     Args:
         model: on the device of the images; run in eval mode.
-        images: [B, 3, H, W] in [0, 1].
+        images: windows [B, 3, w, w] in [0, 1].
     """
     seen: list[Sublayer] = []
     hooks = [
@@ -97,12 +97,12 @@ class _Change(NamedTuple):
     gain: Tensor
 
 
-def attention_change(model: PatchGuard, images: Tensor, attacked: Tensor) -> _Change:
+def attention_change(model: Placed, images: Tensor, attacked: Tensor) -> _Change:
     """The measured change of every backbone block's attention between two batches of images.
 
     Args:
         model: on the device of the images; run in eval mode.
-        images: [B, 3, H, W] in [0, 1].
+        images: windows [B, 3, w, w] in [0, 1].
         attacked: as many and as large, each different from its original.
     """
     pairs = list(
@@ -218,7 +218,7 @@ class Sensitivity:
 
 
 def attention_sensitivity(
-    model: PatchGuard,
+    model: Placed,
     images: Tensor,
     *,
     tokens: int = 8,
@@ -229,7 +229,7 @@ def attention_sensitivity(
 
     Args:
         model: on the device of the images; run in eval mode.
-        images: [B, 3, H, W] in [0, 1].
+        images: windows [B, 3, w, w] in [0, 1].
         tokens: how many of each image are measured alone.
         steps: of each power iteration.
         generator: of its first directions, on the device of the images.

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from patchguard.errors import PatchGuardError
 from patchguard.models.weights import load_backbone, load_timm_backbone
 
+MakeNorm = Callable[[int], nn.Module]
+"""Makes a norm from the number of channels."""
+
 
 def group_norm(channels: int) -> nn.Module:
     """A norm over all channels and positions together."""
@@ -28,10 +31,10 @@ def group_norm(channels: int) -> nn.Module:
 class Refinement(nn.Module):
     """Adds to features [B, C, h, w] what a 3x3 convolution sees around them; nothing at first."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: MakeNorm) -> None:
         super().__init__()
         self.change = nn.Sequential(
-            group_norm(channels),
+            norm(channels),
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(channels, channels, 1),
@@ -59,7 +62,9 @@ class ConvStem(nn.Module):
         embed_dim: C.
         in_chans: channels of the input.
         norm: makes the norm behind a convolution from its number of channels.
-        refined: a :class:`Refinement` behind each convolution of stride 2.
+        refined: a :class:`Refinement` behind each convolution with a stride.
+        first: stride of the first convolution, a power of two; the stages that it leaps over are
+            left out.
     """
 
     def __init__(
@@ -68,18 +73,23 @@ class ConvStem(nn.Module):
         patch_size: int,
         embed_dim: int,
         in_chans: int = 3,
-        norm: Callable[[int], nn.Module] = group_norm,
+        norm: MakeNorm = group_norm,
         refined: bool = False,
+        first: int = 2,
         **_: Any,
     ) -> None:
         super().__init__()
-        widths = [in_chans, *(embed_dim * 2**stage // 8 for stage in range(int(log2(patch_size))))]
+        stages = range(int(log2(first)) - 1, int(log2(patch_size)))
+        widths = [in_chans, *(embed_dim * 2**stage // 8 for stage in stages)]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), norm(after), nn.GELU()]
+            stride = 2 if layers else first
+            convolution = nn.Conv2d(before, after, 2 * stride - 1, stride, padding=stride - 1)
+            layers += [convolution, norm(after), nn.GELU()]
             if refined:
-                layers.append(Refinement(after))
+                layers.append(Refinement(after, norm))
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
+        self.local = norm is not group_norm
         self.patch_size = (patch_size, patch_size)
         self.img_size = (img_size, img_size)
         self.grid_size = (img_size // patch_size, img_size // patch_size)
@@ -93,7 +103,7 @@ class ConvStem(nn.Module):
         return self.patch_size[0] if as_scalar else self.patch_size
 
 
-def patchguard_mini(image_size: int, patch_size: int = 16) -> VisionTransformer:
+def patchguard_mini(image_size: int, patch_size: int = 16, first: int = 2) -> VisionTransformer:
     """Refined convolutional stem, width 128, 3 blocks of 4 heads, average-pooled (no class token).
 
     Small enough to be trained from random weights on a CPU.
@@ -101,7 +111,7 @@ def patchguard_mini(image_size: int, patch_size: int = 16) -> VisionTransformer:
     return VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
-        embed_layer=partial(ConvStem, refined=True),
+        embed_layer=partial(ConvStem, refined=True, first=first),
         embed_dim=128,
         depth=3,
         num_heads=4,
@@ -110,6 +120,11 @@ def patchguard_mini(image_size: int, patch_size: int = 16) -> VisionTransformer:
         global_pool="avg",
         fc_norm=False,
     )
+
+
+def patchguard_swift(image_size: int) -> VisionTransformer:
+    """:func:`patchguard_mini` whose stem begins with a stride of 4."""
+    return patchguard_mini(image_size, first=4)
 
 
 def patchguard_mini_8(image_size: int) -> VisionTransformer:
@@ -141,6 +156,7 @@ def vit_small_convstem(image_size: int) -> VisionTransformer:
 BUILT_IN: dict[str, Callable[[int], VisionTransformer]] = {
     "patchguard_mini": patchguard_mini,
     "patchguard_mini_8": patchguard_mini_8,
+    "patchguard_swift": patchguard_swift,
     "vit_small_convstem": vit_small_convstem,
 }
 
@@ -150,7 +166,7 @@ def create_backbone(name: str, image_size: int, weights: str = "none") -> Vision
 
     Args:
         name: one of :data:`BUILT_IN`, or a name known to ``timm.create_model``.
-        image_size: side of the square input in pixels; a multiple of the patch size.
+        image_size: side of the square windows in pixels; a multiple of the patch size.
         weights: ``none`` (random), ``hub`` (downloaded by timm) or a local weight file.
 
     Raises:
@@ -169,11 +185,33 @@ def create_backbone(name: str, image_size: int, weights: str = "none") -> Vision
     return backbone
 
 
-def patch_tokens(backbone: VisionTransformer, images: Tensor) -> Tensor:
-    """Patch tokens [B, N, C] after the final norm, of normalised images [B, 3, H, W]."""
+def embedded(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """Patch embeddings [B, C, h, w] of normalised images [B, 3, H, W] of whole patches."""
+    patch = backbone.patch_embed.patch_size[0]
+    tokens: Tensor = backbone.patch_embed(images)
+    height, width = images.shape[-2] // patch, images.shape[-1] // patch
+    return tokens.transpose(1, 2).reshape(len(images), -1, height, width)
+
+
+def encoded(backbone: VisionTransformer, embeddings: Tensor) -> Tensor:
+    """Patch tokens [B, N, C] after the final norm, of the patch embeddings [B, C, g, g] of windows.
+
+    What timm's ``forward_features`` does behind the patch embedding.
+    """
+    tokens = backbone._pos_embed(embeddings.flatten(2).transpose(1, 2))
+    tokens = backbone.norm(backbone.blocks(backbone.norm_pre(backbone.patch_drop(tokens))))
     # timm moves the final norm of average-pooled models behind the pooling.
-    tokens: Tensor = backbone.fc_norm(backbone.forward_features(images))
-    return tokens[:, backbone.num_prefix_tokens :]
+    normed: Tensor = backbone.fc_norm(tokens)
+    return normed[:, backbone.num_prefix_tokens :]
+
+
+def shares_stem(backbone: VisionTransformer) -> bool:
+    """Whether a patch embedding depends on what is near the patch alone, not on the whole window.
+
+    Then windows that overlap can share it.
+    """
+    stem = backbone.patch_embed
+    return not isinstance(stem, ConvStem) or stem.local
 
 
 def normalisation(backbone: VisionTransformer) -> tuple[Tensor, Tensor]:
@@ -195,7 +233,7 @@ def _from_timm(name: str, image_size: int, pretrained: bool) -> VisionTransforme
             name, pretrained=pretrained, img_size=image_size, num_classes=0
         )
     except AssertionError as error:
-        raise PatchGuardError(f"data.image_size {image_size}: {error}") from error
+        raise PatchGuardError(f"model.window {image_size}: {error}") from error
     except TypeError as error:
         raise PatchGuardError(f"model.backbone {name!r} is not a Vision Transformer") from error
     except (OSError, RuntimeError) as error:
@@ -206,6 +244,8 @@ def _from_timm(name: str, image_size: int, pretrained: bool) -> VisionTransforme
         ) from error
     if not isinstance(backbone, VisionTransformer):
         raise PatchGuardError(f"model.backbone {name!r} is not a Vision Transformer")
+    # Windows that overlap share their patch embeddings, of an image of any size.
+    backbone.patch_embed.strict_img_size = False
     return backbone
 
 
@@ -226,6 +266,6 @@ def _check_size(backbone: VisionTransformer, image_size: int, name: str) -> None
     if image_size % patch:
         lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
         raise PatchGuardError(
-            f"data.image_size {image_size} is not a multiple of {name}'s patch size {patch}; "
+            f"model.window {image_size} is not a multiple of {name}'s patch size {patch}; "
             f"use {lower or upper} or {upper}"
         )

@@ -22,8 +22,8 @@ from patchguard.results.run_folder import WEIGHTS, file_digest, named_run, verif
 def start_from_run(model: nn.Module, grid: int, config: ModelConfig, folder: Path) -> None:
     """Copy all weights of a finished run into a new detector, normalisation included.
 
-    Position codes of another grid are interpolated bicubically. Dropout, ``top_k`` and the blur
-    of the map are no weights: they stay those of the new detector.
+    Position codes of another grid are interpolated bicubically. Dropout, how views are scored and
+    the blur of the map are no weights: they stay those of the new detector.
 
     Args:
         model: the new detector, with ``backbone`` and ``discriminator``.

@@ -21,8 +21,9 @@ from patchguard.attacks.suite import Member, members
 from patchguard.config import SUITES, EvaluationConfig, FitConfig, Suite, load_suite
 from patchguard.data.folder import ImageFolder
 from patchguard.deploy.pipeline import load_pipeline
-from patchguard.detector import Detector
+from patchguard.detector import Detector, device_of
 from patchguard.errors import Interrupted, PatchGuardError
+from patchguard.evaluation.budget import affordable, remember, remembered
 from patchguard.evaluation.protocol import (
     DetectorFacts,
     Evaluation,
@@ -106,26 +107,29 @@ def versions() -> dict[str, str]:
 
 def test_set(material: PreparedImages, settings: FitConfig, tell: Tell) -> tuple[TestSet, str]:
     """The labelled test images of the folder, or a self-test where it has none; and which."""
-    data = settings.recipe.data
     if material.folder.has_test:
-        return labelled(material.folder, data.image_size, tell), LABELLED
+        return labelled(material.folder, material.shape, tell), LABELLED
     tell("no labelled test images: the evaluation is a self-test on pseudo-anomalies")
     held_out = material.held_out
     made = pseudo_test_set(
-        held_out.names, held_out.images, held_out.foregrounds, data.anomalies, settings.seed
+        held_out.names,
+        held_out.images,
+        held_out.foregrounds,
+        material.data.anomalies,
+        settings.seed,
     )
     return made, SELF_TEST
 
 
-def labelled(folder: ImageFolder, size: int, tell: Tell) -> TestSet:
-    """The labelled test images of a folder; says what its ground truth allows."""
+def labelled(folder: ImageFolder, shape: tuple[int, int], tell: Tell) -> TestSet:
+    """The labelled test images of a folder at a shape; says what its ground truth allows."""
     if folder.has_masks:
         tell("pixel metrics at the resolution of the ground truth, which is never resized")
     else:
         anomalous = sum(sample.anomalous for sample in folder.test)
         missing = len(folder.unmasked)
         tell(f"no pixel metrics: {missing} of {anomalous} anomalous images have no mask")
-    return labelled_images(folder.test, size, folder.has_masks)
+    return labelled_images(folder.test, shape, folder.has_masks)
 
 
 def evaluate_run(
@@ -146,6 +150,8 @@ def evaluate_run(
     gets, at the radii of the suite asked for.
     """
     subject = _subject(folder, test, test_name, twin, runtime)
+    # Both are attacked on the same images.
+    config = _within_its_minutes(_asked_for(folder, twin), config, subject, test, runtime)
     if twin:
         config = _quick(config)
     evaluation = evaluate_into(
@@ -169,7 +175,8 @@ def renew_run(
 ) -> None:
     """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
     if is_sealed(folder, METRICS):
-        asked = _quick(config) if twin else config
+        asked = _as_begun(_asked_for(folder, twin), config)
+        asked = _quick(asked) if twin else asked
         used = test if asked.images is None else test.subset(asked.images)
         protocol = _protocol(used, test_name, asked, data, seed, runtime)
         changed = _changed(folder, protocol.told())
@@ -262,6 +269,7 @@ def evaluate_other(
     _probe(found, test)
     detector = found.detector.to(runtime.device)
     subject = Subject(found.name, found.kind, found.sha256, detector, known)
+    config = _within_its_minutes(folder, config, subject, test, runtime)
     return evaluate_into(
         folder, subject, test, LABELLED, config, data=data, seed=seed, runtime=runtime
     )
@@ -318,6 +326,40 @@ def evaluate_into(
     _write_card(folder, result, subject, evaluation.test, data)
     write_json(result, folder / METRICS)
     return evaluation
+
+
+def _asked_for(folder: Path, twin: bool) -> Path:
+    """The run that an evaluation was asked for: a twin is evaluated on behalf of its own."""
+    return folder.parent if twin else folder
+
+
+def _as_begun(folder: Path, config: EvaluationConfig) -> EvaluationConfig:
+    """With the number of images of an evaluation that was begun with as many minutes."""
+    if config.images is not None or config.minutes is None:
+        return config
+    count = remembered(folder / CACHE, suite_of(config), config.minutes)
+    return replace(config, images=count) if count else config
+
+
+def _within_its_minutes(
+    folder: Path, config: EvaluationConfig, subject: Subject, test: TestSet, runtime: Runtime
+) -> EvaluationConfig:
+    """With as many images as the minutes allow, where minutes are given."""
+    config = _as_begun(folder, config)
+    if config.images is not None or config.minutes is None:
+        return config
+    suite = suite_of(config)
+    on_gpus = device_of(subject.detector).type != "cpu"
+    workers = max(1, len(runtime.gpus)) if on_gpus else torch.get_num_threads()
+    count = affordable(subject.detector, test, suite, config.minutes, workers)
+    remember(folder / CACHE, suite, config.minutes, count)
+    total = len(test.names)
+    if count < total:
+        runtime.reporter.tell(
+            f"{count} of {total} test images are attacked: about what {config.minutes:g} minutes "
+            f"allow here; --evaluation.minutes or --evaluation.images {total} for more"
+        )
+    return replace(config, images=count)
 
 
 def _former(folder: Path) -> Result | None:
@@ -415,6 +457,7 @@ def _protocol(
     legacy = [each for threat in suite.threats for each in members(threat) if each.kind == LEGACY]
     anomalous = int(test.labels.sum())
     default = PGD(image_score).steps
+    height, width = test.images.shape[-2:]
     return Protocol(
         legacy_steps=legacy[0].settings.get("steps", default) if legacy else None,
         suite=_suite_name(config, suite),
@@ -431,7 +474,7 @@ def _protocol(
             for member in members(threat)
         },
         looks=config.looks,
-        attacked_resolution=test.images.shape[-1],
+        attacked_resolution=(height, width),
         seed=seed,
         device=runtime.device.type,
         versions=versions(),

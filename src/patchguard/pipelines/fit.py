@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchguard.anomalies.gallery import gallery, write_gallery
-from patchguard.config import FitConfig, parse_eps
+from patchguard.config import FitConfig, ModelConfig, parse_eps
 from patchguard.deploy.calibration import Calibration, required_normals, smallest_rate
 from patchguard.errors import PatchGuardError
 from patchguard.evaluation.protocol import suite_of
@@ -38,8 +37,12 @@ from patchguard.results.run_folder import (
 )
 from patchguard.runtime import Runtime
 from patchguard.training.batches import TrainingImages
+from patchguard.training.gallery import gallery, write_gallery
+from patchguard.training.ladder import ladder, told
+from patchguard.training.module import defended_eps
 from patchguard.training.prepare import PreparedImages, prepare
 from patchguard.training.train import check_settings, total_steps, train
+from patchguard.training.views import choose_scores
 
 
 def undefended(settings: FitConfig) -> FitConfig:
@@ -75,6 +78,7 @@ def provenance(material: PreparedImages, weights: str, runtime: Runtime) -> dict
         "full_scale": material.folder.full_scale,
         "images": {
             "train": len(material.train.names),
+            "tuning": 0 if material.tuning is material.train else len(material.tuning.names),
             "held_out": len(material.held_out.names),
             "skipped": len(material.folder.skipped),
             "sha256": material.sha256,
@@ -92,7 +96,7 @@ def check(settings: FitConfig) -> None:
     total_steps(recipe.training, images=1)
     suite_of(settings.evaluation)
     weights = "none" if recipe.model.weights == "hub" else recipe.model.weights
-    model = PatchGuard(replace(recipe.model, weights=weights), recipe.data.image_size)
+    model = PatchGuard(replace(recipe.model, weights=weights))
     check_settings(model, recipe.data, recipe.training)
 
 
@@ -105,6 +109,7 @@ def prepared(data: Path, settings: FitConfig, tell: Tell) -> PreparedImages:
     return prepare(
         data,
         settings.recipe.data,
+        settings.recipe.model,
         full_scale=settings.full_scale,
         groups=settings.groups,
         calibration_images=required_normals(settings.false_alarm_rate),
@@ -145,11 +150,24 @@ def check_same_changes(folder: Path, material: PreparedImages) -> None:
         )
 
 
-def write_training_gallery(material: PreparedImages, path: Path, seed: int) -> None:
+def write_training_gallery(
+    material: PreparedImages, model: ModelConfig, path: Path, seed: int
+) -> None:
     """A picture of the first training images and of pseudo-anomalies as training makes them."""
-    images, foregrounds = material.train.images[:6], material.train.foregrounds[:6]
-    picture = gallery(list(images), list(foregrounds), material.data, seed=seed, columns=8)
-    write_gallery(path, picture)
+    write_gallery(path, gallery(training_images(material, model, seed)))
+
+
+def training_images(material: PreparedImages, model: ModelConfig, seed: int) -> TrainingImages:
+    """What training draws its examples from."""
+    return TrainingImages(
+        material.train.images,
+        material.train.foregrounds,
+        material.data,
+        seed,
+        window=model.window,
+        views=model.views,
+        in_windows=material.in_windows,
+    )
 
 
 def fit_detector(
@@ -163,8 +181,8 @@ def fit_detector(
         (folder / RESUME).unlink(missing_ok=True)
         return
     claim(folder, RUN)
-    normals, recipe = material.train, settings.recipe
-    dataset = TrainingImages(normals.images, normals.foregrounds, material.data, settings.seed)
+    recipe = settings.recipe
+    dataset = training_images(material, recipe.model, settings.seed)
     logs = (folder / RESUME).parent
     if not is_begun(folder):
         # Curves of a start that left nothing to resume would be taken for a part of this one's.
@@ -195,13 +213,28 @@ def fit_detector(
         "switched_to_pgd2_at_step": trained.switched_at,
         "selection": {"rule": trained.selection, "on_test": False},
     }
-    write_config(folder, settings, known | training)
-    save_detector(trained.detector, folder, material.folder.full_scale)
     detector = trained.detector.to(runtime.device)
-    calibration = calibrate(detector, material, settings.false_alarm_rate)
-    calibration.to_json(folder / CALIBRATION)
+    judged = _judge(detector, material, settings, folder, tell)
+    write_config(folder, settings, known | training | judged)
     seal(folder, CONFIG, *_detector_files(folder))
     (folder / RESUME).unlink()
+
+
+def _judge(
+    detector: PatchGuard, material: PreparedImages, settings: FitConfig, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    """Score, save and calibrate a trained detector; returns what was found out on the way."""
+    tell("choosing how many patches the image score averages, under attack")
+    anomalies = material.data.anomalies
+    eps = defended_eps(settings.recipe.training, detector.contrast)
+    scores = choose_scores(detector, material.tuning, anomalies, eps=eps, seed=settings.seed)
+    save_detector(detector, folder, material.shape, material.folder.full_scale)
+    calibration = calibrate(detector, material, settings.false_alarm_rate)
+    calibration.to_json(folder / CALIBRATION)
+    threshold = calibration.threshold
+    rungs = ladder(detector, material.held_out, anomalies, threshold, settings.seed)
+    tell(told(rungs))
+    return {"scores": scores, "ladder": rungs}
 
 
 def _detector_files(folder: Path) -> list[str]:
@@ -249,7 +282,7 @@ def calibrate(
 
 
 def _batch(images: np.ndarray) -> torch.Tensor:
-    """[B, 3, S, S] of [B, S, S, 3]."""
+    """[B, 3, H, W] of [B, H, W, 3]."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 

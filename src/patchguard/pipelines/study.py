@@ -16,7 +16,7 @@ import yaml
 from patchguard.config import EvaluationConfig, FitConfig, Recipe
 from patchguard.errors import Interrupted, PatchGuardError
 from patchguard.evaluation.protocol import suite_of
-from patchguard.files import printable
+from patchguard.files import printable, resolved
 from patchguard.pipelines import fit as fitting
 from patchguard.pipelines.evaluate import CARD, REPORT, TWIN
 from patchguard.report.study import STUDY_MARK, Failure, StudyRun
@@ -61,7 +61,7 @@ def data_names(folders: Sequence[str]) -> dict[str, str]:
     Raises:
         PatchGuardError: none, or two of the same name.
     """
-    return _by_name("data folders", folders, lambda folder: Path(folder).resolve().name)
+    return _by_name("data folders", folders, lambda folder: resolved(folder).name)
 
 
 def recipe_names(recipes: Sequence[str]) -> dict[str, str]:
@@ -127,7 +127,7 @@ def check_same_settings(run: Planned) -> None:
         return
     recorded, _ = read_config(run.folder)
     differing = list(_differences(_settings(recorded), _settings(run.settings)))
-    if Path(recorded.data).resolve() != Path(run.settings.data).resolve():
+    if resolved(recorded.data) != resolved(run.settings.data):
         differing.append(f"data {recorded.data}, not {run.settings.data}")
     if run.finished and not differing:
         differing += _evaluated_otherwise(run)

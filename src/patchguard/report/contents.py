@@ -26,8 +26,8 @@ Floats = npt.NDArray[np.floating]
 class Gallery:
     """``gallery.npz``: a few test images, clean and attacked.
 
-    ``images`` and ``attacked`` are `[K, S, S, 3]` in [0, 1], ``truth`` (None without ground truth),
-    ``maps`` and ``attacked_maps`` are `[K, S, S]`, the scores `[K]`.
+    ``images`` and ``attacked`` are `[K, H, W, 3]` in [0, 1], ``truth`` (None without ground truth),
+    ``maps`` and ``attacked_maps`` are `[K, H, W]`, the scores `[K]`.
     """
 
     names: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from patchguard.errors import PatchGuardError
 from patchguard.files import write_whole
 from patchguard.report.page import GENERATOR, render_page
-from patchguard.report.wording import DASH, gap, norm_name, number, percent
+from patchguard.report.wording import DASH, gap, norm_name, number, percent, resolution
 from patchguard.results.card import (
     PUBLISHED_STEPS,
     Card,
@@ -39,7 +39,7 @@ class Key(NamedTuple):
     sha256: str
     suite: str
     norm: str
-    resolution: int
+    resolution: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Row:
 class _Group:
     """Cards whose numbers compare: the same data, suite and norm.
 
-    And, in norms that grow with the number of pixels, the same ``resolution`` in pixels; it is
-    None for linf.
+    And, in norms that grow with the number of pixels, the same ``resolution``; it is empty for
+    linf.
     """
 
     data: str
@@ -99,7 +99,7 @@ class _Group:
     images: str
     suite: str
     norm: str
-    resolution: int | None
+    resolution: str
     eps: str
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -152,8 +152,8 @@ def _groups(entries: Sequence[Entry]) -> list[_Group]:
 def _key(card: Card, norm: str) -> Key:
     data, protocol = card.data, card.protocol
     # The same radius in l2, l1 or l0 is less for each pixel of a larger image.
-    resolution = 0 if norm == "linf" else protocol.attacked_resolution
-    return Key(data.name, data.sha256 or "", protocol.suite, norm, resolution)
+    shape = () if norm == "linf" else protocol.attacked_resolution
+    return Key(data.name, data.sha256 or "", protocol.suite, norm, shape)
 
 
 def _order(key: Key) -> Key:
@@ -178,7 +178,7 @@ def _group(key: Key, entries: Sequence[Entry]) -> _Group:
         images=f"{card.data.normal} normal and {card.data.anomalous} {defects}",
         suite=card.protocol.suite,
         norm=norm,
-        resolution=key.resolution or None,
+        resolution=resolution(key.resolution) if key.resolution else "",
         eps=at,
         headings=headings,
         rows=tuple(
@@ -251,8 +251,8 @@ def _columns(
 
 
 def _detector(card: Card) -> Cell:
-    detector, size = card.detector, card.protocol.attacked_resolution
-    about = f"{detector.kind}, {_in_short(detector.parameters)} parameters, {size} px"
+    detector, size = card.detector, resolution(card.protocol.attacked_resolution)
+    about = f"{detector.kind}, {_in_short(detector.parameters)} parameters, {size}"
     return Cell(detector.name, detector.name.lower(), (about,))
 
 

@@ -32,7 +32,7 @@ class ColourScale:
 
     @classmethod
     def over(cls, maps: Sequence[_Floats]) -> ColourScale:
-        """One scale for maps `[K, S, S]`, without the outermost 0.5 % at either end."""
+        """One scale for maps `[K, H, W]`, without the outermost 0.5 % at either end."""
         values = np.concatenate([shown.ravel() for shown in maps])
         finite = values[np.isfinite(values)]
         low, high = np.quantile(finite, [0.005, 0.995]) if finite.size else (0.0, 0.0)
@@ -46,24 +46,24 @@ class ColourScale:
 
 
 def picture(image: _Floats) -> str:
-    """An image `[S, S, 3]` in [0, 1] as a JPEG."""
+    """An image `[H, W, 3]` in [0, 1] as a JPEG."""
     return _jpeg(_limited(Image.fromarray(_bytes(image)), Image.Resampling.LANCZOS))
 
 
 def perturbation(attacked: _Floats, image: _Floats, factor: float) -> str:
-    """What an attack added to an image `[S, S, 3]`, times ``factor``, around mid-grey."""
+    """What an attack added to an image `[H, W, 3]`, times ``factor``, around mid-grey."""
     shown = 0.5 + factor * (attacked.astype(np.float64) - image)
     # Nearest: averaging neighbours would show less than was added.
     return _jpeg(_limited(Image.fromarray(_bytes(shown)), Image.Resampling.NEAREST))
 
 
 def mask(truth: _Floats) -> str:
-    """Coverage `[S, S]` in [0, 1] as a grey PNG."""
+    """Coverage `[H, W]` in [0, 1] as a grey PNG."""
     return _png(_limited(Image.fromarray(_bytes(truth)), Image.Resampling.BOX))
 
 
 def heat_map(anomaly_map: _Floats, scale: ColourScale) -> str:
-    """An anomaly map `[S, S]` in the colours of the scale."""
+    """An anomaly map `[H, W]` in the colours of the scale."""
     share = (np.nan_to_num(anomaly_map) - scale.low) / (scale.high - scale.low)
     levels = _limited(Image.fromarray(_bytes(share)), Image.Resampling.BILINEAR)
     levels = levels.convert("P")
@@ -96,9 +96,11 @@ def _bytes(values: _Floats) -> npt.NDArray[np.uint8]:
 
 
 def _limited(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    if picture.width <= LARGEST_SIDE:
+    scale = LARGEST_SIDE / max(picture.size)
+    if scale >= 1:
         return picture
-    return picture.resize((LARGEST_SIDE, LARGEST_SIDE), resampling)
+    width, height = (max(1, round(scale * side)) for side in picture.size)
+    return picture.resize((width, height), resampling)
 
 
 def _jpeg(picture: Image.Image) -> str:

@@ -105,6 +105,7 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
     metrics, other = judged.metrics, twin.metrics if twin else None
+    resolution = wording.resolution(metrics.protocol.attacked_resolution)
     rates = tables.deployed(metrics)
     headline = metrics.headline()
     return {
@@ -134,7 +135,7 @@ def _findings(judged: Judged, twin: Judged | None) -> dict[str, Any]:
         "histograms": _histogram_panels(judged, OURS)
         + (_histogram_panels(twin, TWIN) if twin else []),
         "exhibition": _exhibition(judged, twin),
-        "protocol": _listed(metrics.protocol.told()),
+        "protocol": _listed({**metrics.protocol.told(), "attacked_resolution": resolution}),
         "test_images": _test_images(metrics),
         "tally": wording.tally(metrics),
         "level_of": LEVEL_OF,
@@ -171,9 +172,10 @@ def _image_counts(images: Mapping[str, Any]) -> str:
         f"{images[key]} {words}"
         for key, words in (
             ("train", "normal images to train on"),
+            ("tuning", "to choose the score on"),
             ("held_out", "held out for calibration"),
         )
-        if key in images
+        if images.get(key)
     ]
     if images.get("skipped"):
         parts.append(f"{images['skipped']} unreadable and left out")
@@ -184,8 +186,10 @@ def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     parts = [str(model["backbone"])] if "backbone" in model else []
     if model.get("weights") not in (None, "none"):
         parts.append(f"weights {model['weights']}")
-    if "image_size" in data:
-        parts.append(f"{data['image_size']} × {data['image_size']} px")
+    if "image_size" in data:  # of before windows
+        parts.append(wording.resolution(data["image_size"]))
+    elif {"views", "window"} <= model.keys() and "resolution" in data:
+        parts.append(wording.looks(model["views"], model["window"], data["resolution"]))
     return ", ".join(parts)
 
 

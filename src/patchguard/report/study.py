@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 from patchguard.config import FitConfig, Recipe, parse_eps
 from patchguard.files import encodable, printable
 from patchguard.report.tables import Table, aurocs_by_kind
-from patchguard.report.wording import DASH, gap, metric, norm_name, number, sized, threat
+from patchguard.report.wording import (
+    DASH,
+    gap,
+    looks,
+    metric,
+    norm_name,
+    number,
+    sized,
+    threat,
+)
 from patchguard.results.card import published_steps
 from patchguard.results.schema import CLEAN, LEGACY, WORST, AttackResult, Protocol, Result
 from patchguard.shipped import measured_with
@@ -436,7 +445,8 @@ def _recipe(name: str, runs: Sequence[StudyRun]) -> tuple[str, str]:
     recipe = next(run.settings.recipe for run in runs if run.recipe == name)
     start = "" if recipe.model.weights == "none" else f" from {recipe.model.weights}"
     return (
-        f"Recipe `{name}`: {recipe.model.backbone}{start} at {recipe.data.image_size} px, "
+        f"Recipe `{name}`: {recipe.model.backbone}{start}, "
+        f"{looks(recipe.model.views, recipe.model.window, recipe.data.resolution)}, "
         f"{recipe.training.length}, {recipe.training.batch_size} normal images a step, "
         f"{_trained_against(recipe)}{_switched(name, runs)}.",
         measured_with(name, recipe),

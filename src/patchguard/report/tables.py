@@ -20,7 +20,15 @@ from patchguard.report.wording import (
     targets,
 )
 from patchguard.results.card import published_steps
-from patchguard.results.schema import CLEAN, LEGACY, WORST, AttackResult, Measured, Result
+from patchguard.results.schema import (
+    CLEAN,
+    LEGACY,
+    WORST,
+    AttackResult,
+    ImageScores,
+    Measured,
+    Result,
+)
 
 
 @dataclass(frozen=True)
@@ -123,13 +131,15 @@ def by_kind(metrics: Result, threshold: float | None) -> Table:
             str(metrics.scores.kinds.count(kind)),
             *map(number, aurocs.values()),
             *(_caught(values, metrics.scores.kinds, kind, threshold) for values in scores.values()),
+            _in_windows(metrics.scores, kind),
         )
         for kind, aurocs in kinds.items()
     ]
     measured = next(iter(kinds.values()), {})
     headings = ("defect", "images", *(f"AUROC, {eps}" for eps in measured))
     return _without_empty(
-        (*headings, *(f"caught, {eps}" for eps in scores)), rows if len(rows) > 1 else ()
+        (*headings, *(f"caught, {eps}" for eps in scores), "decided by a window"),
+        rows if len(rows) > 1 else (),
     )
 
 
@@ -147,6 +157,16 @@ def _caught(scores: Floats, kinds: Sequence[str], kind: str, threshold: float | 
         return DASH
     caught, _ = rates_at(scores, [each == kind for each in kinds], threshold)
     return percent(caught)
+
+
+def _in_windows(scores: ImageScores, kind: str) -> str:
+    """The share of the images of a kind whose clean score was decided in windows."""
+    if not scores.decided_by:
+        return DASH
+    views = [
+        view for view, each in zip(scores.decided_by, scores.kinds, strict=True) if each == kind
+    ]
+    return percent(views.count("windows") / len(views))
 
 
 def by_class(metrics: Result, columns: Sequence[Column]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,21 @@ def radius(norm: str, value: float) -> str:
 def number(value: float) -> str:
     """Three decimals, or a dash where there is no value."""
     return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else DASH
+
+
+def resolution(size: int | Sequence[int]) -> str:
+    """Height and width in pixels, of a square by its side, too."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} × {width} px"
+
+
+def looks(views: Sequence[str], window: int, side: int | str) -> str:
+    """How a network looks at images: such as ``windows of 112 px at 448 px, and the whole``."""
+    if "windows" not in views:
+        return f"the whole at {resolution((window, window))}"
+    at = f"{side} px" if isinstance(side, int) else f"{side} resolution"
+    whole = ", and the whole" if "whole" in views else ""
+    return f"windows of {window} px at {at}{whole}"
 
 
 def percent(share: float) -> str:

@@ -32,6 +32,7 @@ from patchguard.results.schema import (
     Measured,
     MinimalRadii,
     Record,
+    Resolution,
     Result,
     Tally,
     Text,
@@ -106,7 +107,7 @@ class CardProtocol(Record):
     settings: dict[str, Any]
     test_set: Word | None
     seed: Tally
-    attacked_resolution: Tally
+    attacked_resolution: Resolution
     versions: dict[str, Any]
     device: Word
     seconds: Finite

@@ -45,6 +45,10 @@ def read_as(kind: type[Content], path: Path) -> Content:
     content = _parsed(kind, path)
     if kind is Result and kind.FORMAT not in content:
         content = _from_format_1(content, path)
+    try:
+        content = kind.upgraded(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(kind, path, "a part is missing or is another thing") from error
     version = content.pop(kind.FORMAT, None)
     if version is None:
         raise _damaged(kind, path, f"{kind.FORMAT} is missing")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from patchguard.config import ModelConfig
+from patchguard.config import ModelConfig, View
 from patchguard.errors import PatchGuardError
 from patchguard.results.files import read_as, write_json
 from patchguard.results.run_folder import CONFIG, MODEL, read_plain_config
@@ -24,17 +25,29 @@ class Architecture(Record):
     hidden: int
     dropout: float
     position_std: float
-    top_k: int
+    window: int
+    stride: float
+    views: tuple[View, ...]
     blur_sigma: float
     blur_radius: int
 
 
 class Preprocessing(Record):
     """What happens to images before the network: see
-    :class:`patchguard.data.preprocess.Preprocessor`."""
+    :class:`patchguard.data.preprocess.Preprocessor`, and for the span of their values
+    :class:`patchguard.models.patchguard.PatchGuard`."""
 
-    image_size: int
+    shape: tuple[int, int]
     full_scale: float | None = None
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+class Score(Record):
+    """How a view is scored: see :class:`patchguard.models.patchguard.ViewScore`."""
+
+    patches: int
+    centre: float = 0.0
+    scale: float = 1.0
 
 
 class Labels(Record):
@@ -48,25 +61,48 @@ class ModelFile(Document):
     """``model.json``."""
 
     FORMAT: ClassVar = "patchguard_model"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
     AGAIN: ClassVar = "restore it or fit again"
 
     architecture: Architecture
     preprocessing: Preprocessing
+    scores: dict[View, Score]
     labels: Labels
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Version 1 had square images, each seen as a whole."""
+        if content.get(cls.FORMAT) != 1:
+            return content
+        network, images = dict(content["architecture"]), dict(content["preprocessing"])
+        size = images.pop("image_size")
+        scores = {"whole": {"patches": network.pop("top_k")}}
+        network |= {"window": size, "stride": 1.0, "views": ["whole"]}
+        images |= {"shape": [size, size]}
+        return {
+            **content,
+            cls.FORMAT: cls.VERSION,
+            "architecture": network,
+            "preprocessing": images,
+            "scores": scores,
+        }
 
     @property
     def config(self) -> ModelConfig:
         """The network's settings, without any weights to start from."""
-        return ModelConfig(weights="none", **self.architecture.model_dump())
+        known = self.architecture.model_dump()
+        return ModelConfig(weights="none", **{**known, "views": list(self.architecture.views)})
 
 
-def describe(config: ModelConfig, image_size: int, full_scale: float | None = None) -> ModelFile:
+def describe(
+    config: ModelConfig, preprocessing: Preprocessing, scores: Mapping[View, Score]
+) -> ModelFile:
     """The description of a detector."""
-    parts = {name: value for name, value in asdict(config).items() if name != "weights"}
+    parts = {name: getattr(config, name) for name in Architecture.model_fields}
     return ModelFile(
         architecture=Architecture(**parts),
-        preprocessing=Preprocessing(image_size=image_size, full_scale=full_scale),
+        preprocessing=preprocessing,
+        scores=dict(scores),
         labels=Labels(normal="normal", anomalous="anomalous"),
     )
 
@@ -98,8 +134,11 @@ def _from_config(folder: Path) -> ModelFile:
     content = read_plain_config(folder)
     try:
         recipe = content["settings"]["recipe"]
-        network, size = dict(recipe["model"]), int(recipe["data"]["image_size"])
-        return describe(_known(network, folder), size, content.get("full_scale"))
+        network = dict(recipe["model"])
+        size, few = int(recipe["data"]["image_size"]), int(network.pop("top_k"))
+        config = _known({**network, "window": size, "views": ["whole"]}, folder)
+        images = Preprocessing(shape=(size, size), full_scale=content.get("full_scale"))
+        return describe(config, images, {"whole": Score(patches=few)})
     except (KeyError, TypeError, ValueError) as error:
         raise PatchGuardError(
             f"{folder / CONFIG} does not say what network it is of: restore it or fit again"

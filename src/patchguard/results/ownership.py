@@ -16,7 +16,14 @@ from pathlib import Path
 import yaml
 
 from patchguard.errors import PatchGuardError
-from patchguard.files import LOCK, is_partial, sole_writer, write_whole
+from patchguard.files import (
+    LOCK,
+    is_partial,
+    remove_partials,
+    resolved,
+    sole_writer,
+    write_whole,
+)
 
 MARKER = ".patchguard"
 RUN, EVALUATION = "run", "evaluation"
@@ -56,16 +63,16 @@ def check_own(folder: Path, kind: str) -> None:
         raise PatchGuardError(f"{folder} is {_SPOKEN[found]} already: choose another --out")
 
 
-def check_apart(folder: Path, data: Iterable[str | Path]) -> None:
+def check_apart(out: Path, data: Iterable[str | Path]) -> None:
     """Refuse to write where images are read.
 
     Raises:
-        PatchGuardError: the folder is one of the data, or above or inside one.
+        PatchGuardError: the file or folder is one of the data, or above or inside one.
     """
     for images in map(Path, data):
-        if _within(folder, images) or _within(images, folder):
+        if _within(out, images) or _within(images, out):
             raise PatchGuardError(
-                f"--out {folder} and the images in {images} share a folder: choose an --out that "
+                f"--out {out} and the images in {images} share a folder: choose an --out that "
                 "is neither above nor inside it"
             )
 
@@ -77,9 +84,12 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         PatchGuardError: another process writes there.
     """
-    above = folder.resolve().parent
-    twin = folder.resolve().name == "twin" and _kind(above) == RUN
+    place = resolved(folder)
+    above = place.parent
+    twin = place.name == "twin" and _kind(above) == RUN
     with sole_writer(above if twin else folder):
+        for each in (folder, folder / "twin"):
+            remove_partials(each.glob(".*"))
         yield
 
 
@@ -188,8 +198,8 @@ def _is_empty(folder: Path) -> bool:
 
 def _within(inner: Path, outer: Path) -> bool:
     """Whether it is the folder, or below it, whatever the spelling and the links."""
-    place = inner.resolve()
-    if outer.resolve() in (place, *place.parents):
+    place = resolved(inner)
+    if resolved(outer) in (place, *place.parents):
         return True
     # Where case does not count, paths that differ may be one folder.
     return outer.exists() and any(

@@ -61,12 +61,23 @@ def read_config(folder: Path) -> tuple[FitConfig, dict[str, Any]]:
     """
     provenance = read_plain_config(folder)
     try:
-        return from_plain(FitConfig, provenance.pop("settings")), provenance
+        return from_plain(FitConfig, _upgraded(provenance.pop("settings"))), provenance
     except PatchGuardError as error:
         raise PatchGuardError(
             f"{folder / CONFIG} holds settings that this version does not accept: use the version "
             f"that wrote it, or fit again ({error})"
         ) from error
+
+
+def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Former versions saw square images, each as a whole."""
+    recipe = settings.get("recipe")
+    if not isinstance(recipe, dict) or "image_size" not in recipe.get("data", {}):
+        return settings
+    data, model = dict(recipe["data"]), dict(recipe.get("model", {}))
+    model |= {"window": data.pop("image_size"), "views": ["whole"]}
+    model.pop("top_k", None)
+    return {**settings, "recipe": {**recipe, "data": data, "model": model}}
 
 
 def read_plain_config(folder: Path) -> dict[str, Any]:

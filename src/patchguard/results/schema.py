@@ -58,6 +58,10 @@ def _json_of(value: float) -> float | str | None:
     return value if math.isfinite(value) else str(value)
 
 
+def _pair_of(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
 def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -79,6 +83,8 @@ Finite = Annotated[Annotated[float, Field(strict=True)] | None, BeforeValidator(
 Tally = Annotated[int, Field(strict=True, ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, BeforeValidator(_shown)]
+Resolution = Annotated[tuple[Tally, Tally], BeforeValidator(_pair_of)]
+"""Height and width in pixels; former versions wrote the side of a square."""
 
 
 class Record(BaseModel):
@@ -108,6 +114,11 @@ class Document(Record):
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int]
     AGAIN: ClassVar = "evaluate the detector again"
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """The content of a file as this version has it, where an earlier one wrote it."""
+        return content
 
 
 class ImageMetrics(Record):
@@ -237,11 +248,16 @@ class MinimalRadii(Record):
 
 
 class ImageScores(Record, extra="allow"):
-    """Names, kinds and scores of the ``N`` images: clean, and by ``AttackResult.scores_key``."""
+    """Names, kinds and scores of the ``N`` images: clean, and by ``AttackResult.scores_key``.
+
+    ``decided_by`` names the view of the detector whose score was the highest, of the clean images;
+    empty for a detector with a single view.
+    """
 
     names: tuple[Text, ...] = ()
     kinds: tuple[Text, ...]
     clean: Numbers
+    decided_by: tuple[Text, ...] = ()
     __pydantic_extra__: dict[str, Numbers] = Field(init=False)
 
     @model_validator(mode="after")
@@ -308,7 +324,7 @@ class Protocol(Record, extra="allow"):
     threats: dict[str, tuple[Text, ...]] = Field(min_length=1)
     attacks: dict[Text, Text]
     looks: Tally | None = None
-    attacked_resolution: Tally
+    attacked_resolution: Resolution
     seed: Tally
     device: Text
     versions: dict[Text, Text]

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from patchguard.anomalies.curriculum import anomalies_at
-from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
-from patchguard.config import DataConfig
+from patchguard.anomalies.paste import anomaly_in_window, make_pseudo_anomaly, sample_rng
+from patchguard.arrays import BoolArray, FloatArray
+from patchguard.config import AnomalyConfig, DataConfig, View
 from patchguard.data.stack import Stack
-from patchguard.data.variation import varied
+from patchguard.data.variation import flipped, vary
+from patchguard.data.windows import (
+    WHOLE_PLACE,
+    box_around,
+    place_of,
+    squeezed_image,
+    squeezed_mask,
+)
 from patchguard.detector import to_tensor
 from patchguard.errors import PatchGuardError
 
@@ -26,9 +35,11 @@ class Batch(TypedDict):
     """A batch, or one item of it.
 
     Attributes:
-        normal: normal images [B, 3, H, W].
-        anomalous: pseudo-anomalies [B, 3, H, W] made from them.
-        mask: of these, [B, H, W] bool.
+        normal: windows [B, 3, w, w] of normal images, or such images squeezed into one.
+        anomalous: windows [B, 3, w, w] of pseudo-anomalies made from them.
+        mask: of these, [B, w, w] bool.
+        places: where the normal and the anomalous windows lie, [B, 2, 4]: top, left, height and
+            width as fractions of the image.
         index: which normal images, [B].
         flips: whether they are flipped vertically and horizontally, [B, 2] bool.
     """
@@ -36,6 +47,7 @@ class Batch(TypedDict):
     normal: Tensor
     anomalous: Tensor
     mask: Tensor
+    places: Tensor
     index: Tensor
     flips: Tensor
 
@@ -52,9 +64,12 @@ class TrainingImages(Dataset[Batch]):
     """Normal images; an item is made of the seed and its :class:`Draw` alone.
 
     Args:
-        images: float32 [N, S, S, 3] in [0, 1].
-        foregrounds: bool [N, S, S].
+        images: float32 [N, H, W, 3] in [0, 1].
+        foregrounds: bool [N, H, W].
         config: pseudo-anomalies, flips and variation.
+        in_windows: the same where images are seen in windows; as ``config`` when absent.
+        window: side in pixels of what the network sees at once.
+        views: which views it has.
         seed: with epoch and index, the source of all of a sample's randomness.
     """
 
@@ -64,11 +79,18 @@ class TrainingImages(Dataset[Batch]):
         foregrounds: Stack,
         config: DataConfig,
         seed: int,
+        *,
+        window: int,
+        views: Sequence[View],
+        in_windows: DataConfig | None = None,
     ) -> None:
         self.images = images
         self.foregrounds = foregrounds
         self.config = config
+        self.in_windows = in_windows or config
         self.seed = seed
+        self.window = window
+        self.wholes = config.wholes if len(views) > 1 else float("whole" in views)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,17 +98,53 @@ class TrainingImages(Dataset[Batch]):
     def __getitem__(self, item: Draw) -> Batch:
         epoch, index, progress = item
         rng = sample_rng(self.seed, epoch, index)
-        image = self.images[index]
-        foreground = self.foregrounds[index]
-        image, foreground, flips = varied(image, foreground, rng, self.config)
         anomalies = anomalies_at(self.config.anomalies, progress)
-        anomalous, mask = make_pseudo_anomaly(image, foreground, rng, anomalies)
+        shown = self._whole if rng.random() < self.wholes else self._windows
+        normal, anomalous, mask, places, flips = shown(index, rng, anomalies)
         return Batch(
-            normal=to_tensor(image),
+            normal=to_tensor(normal),
             anomalous=to_tensor(anomalous),
             mask=torch.tensor(mask),
+            places=torch.tensor(places, dtype=torch.float32),
             index=torch.tensor(index),
             flips=torch.tensor(flips),
+        )
+
+    def _whole(self, index: int, rng: np.random.Generator, anomalies: AnomalyConfig) -> _Shown:
+        """A normal image squeezed into a window, and a pseudo-anomaly made of that."""
+        image = squeezed_image(self.images[index], self.window)
+        foreground = squeezed_mask(self.foregrounds[index], self.window)
+        image, foreground, flips = flipped(image, foreground, rng, self.config)
+        normal, foreground = vary(image, foreground, rng, self.config.variation)
+        anomalous, mask = make_pseudo_anomaly(normal, foreground, rng, anomalies)
+        return _Shown(normal, anomalous, mask, [WHOLE_PLACE] * 2, flips)
+
+    def _windows(self, index: int, rng: np.random.Generator, anomalies: AnomalyConfig) -> _Shown:
+        """A window of a normal image, and one of a pseudo-anomaly made from the same region.
+
+        Only the region is varied: what windows lie in, twice as wide as one.
+        """
+        shape = self.foregrounds[index].shape
+        image, foreground = (
+            _at_least(stack[index], self.window) for stack in (self.images, self.foregrounds)
+        )
+        image, foreground, flips = flipped(image, foreground, rng, self.in_windows)
+        anywhere = self.config.anywhere
+        region = box_around(foreground, 2 * self.window, rng, anywhere=anywhere)
+        normal, shown = vary(image, foreground, rng, self.in_windows.variation, region)
+        anomalous, mask, box = anomaly_in_window(
+            normal, shown, rng, anomalies, self.window, anywhere
+        )
+        boxes = [box_around(shown, self.window, rng, anywhere=anywhere), box]
+        return _Shown(
+            boxes[0].of(normal),
+            box.of(anomalous),
+            box.of(mask),
+            [
+                place_of(box._replace(top=region.top + box.top, left=region.left + box.left), shape)
+                for box in boxes
+            ],
+            flips,
         )
 
     def unseen(self, images: int) -> Batch:
@@ -94,6 +152,24 @@ class TrainingImages(Dataset[Batch]):
         chosen = np.linspace(0, len(self) - 1, min(images, len(self))).round().astype(int)
         batch: Batch = default_collate([self[Draw(_NO_EPOCH, int(index), 1.0)] for index in chosen])
         return batch
+
+
+class _Shown(NamedTuple):
+    """What an item shows: windows [w, w, 3], the mask [w, w], the two places and the flips."""
+
+    normal: FloatArray
+    anomalous: FloatArray
+    mask: BoolArray
+    places: list[tuple[float, float, float, float]]
+    flips: list[bool]
+
+
+def _at_least(image: NDArray[Any], window: int) -> NDArray[Any]:
+    """Continued by reflection below and to the right where a side is below ``window``."""
+    missing = [(0, max(0, window - side)) for side in image.shape[:2]]
+    if not any(more for _, more in missing):
+        return image
+    return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="symmetric")
 
 
 _CPU = torch.device("cpu")

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchguard.files import encodable
+from patchguard.models.patchguard import Placed
 from patchguard.reporter import Advance
 from patchguard.results.run_folder import RESUME
 from patchguard.runtime import Runtime
 from patchguard.stopping import StopRequest
 from patchguard.training.batches import Batch
-from patchguard.training.module import AdversarialTraining, LoggedQuantities, images_of
+from patchguard.training.module import AdversarialTraining, LoggedQuantities, images_of, places_of
 from patchguard.training.monitor import look
 from patchguard.training.resume import ResumeFile
 
@@ -50,7 +51,7 @@ class Loop:
         self.runtime = runtime
         self.fabric = _fabric(runtime.device)
         self._loss, self._optimizer = self.fabric.setup(training, training.optimizer())
-        self._watched = watched and self.fabric.to_device(images_of(watched))
+        self._watched = watched and self.fabric.to_device(watched)
         self._resume = ResumeFile(folder / RESUME.name, training, self._optimizer.optimizer)
         self._resume.load()
 
@@ -132,9 +133,9 @@ class Loop:
         if self._watched is None or training.switched_at is not None or step % every or eps == 0:
             return
         generator = torch.Generator(self.fabric.device).manual_seed(training.seed + step)
-        reading = look(
-            training.model, training.attack, training.patch_loss, self._watched, eps, generator
-        )
+        watched = images_of(self._watched)
+        placed = Placed(training.model, places_of(self._watched))
+        reading = look(placed, training.attack, training.patch_loss, watched, eps, generator)
         _log(loggers, {"overfitting_gap": reading.gap, "gradient_cosine": reading.cosine}, step)
         if reading.overfits:
             training.switch_attack()

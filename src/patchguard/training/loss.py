@@ -9,7 +9,7 @@ from torch.nn import functional
 from patchguard.attacks.objectives import patch_labels
 from patchguard.detector import Inspection
 from patchguard.models.attention import record_attention, uniformity_gap
-from patchguard.models.patchguard import PatchGuard
+from patchguard.models.patchguard import Placed
 
 
 class PatchLoss:
@@ -29,11 +29,11 @@ class PatchLoss:
         """The loss of each image, [B].
 
         Args:
-            logits: patch logits [B, h, h].
+            logits: patch logits [B, h, w].
             masks: [B, H, W]; a patch is anomalous where any of its pixels is, and left out where
                 too few are.
         """
-        target = patch_labels(masks, logits.shape[-1])
+        target = patch_labels(masks, logits.shape[1:])
         loss = functional.binary_cross_entropy_with_logits(
             logits.float(),
             target,
@@ -44,8 +44,9 @@ class PatchLoss:
         return (loss * self._counted(masks, target)).sum((1, 2))
 
     def _counted(self, masks: Tensor, target: Tensor) -> Tensor:
-        """Where the patches [B, h, h] are normal, or anomalous enough."""
-        covered = functional.adaptive_avg_pool2d((masks[:, None] > 0).float(), target.shape[-1])
+        """Where the patches [B, h, w] are normal, or anomalous enough."""
+        height, width = target.shape[1:]
+        covered = functional.adaptive_avg_pool2d((masks[:, None] > 0).float(), (height, width))
         return (target == 0) | (covered[:, 0] >= self.least_cover)
 
     def __call__(
@@ -56,7 +57,7 @@ class PatchLoss:
 
 
 def training_loss(
-    model: PatchGuard,
+    model: Placed,
     images: Tensor,
     masks: Tensor,
     patch_loss: PatchLoss,
@@ -66,8 +67,8 @@ def training_loss(
 
     Args:
         model: in training mode.
-        images: [B, 3, H, W] in [0, 1].
-        masks: [B, H, W] bool.
+        images: windows [B, 3, w, w] in [0, 1].
+        masks: [B, w, w] bool.
         patch_loss: the loss of the logits.
         weights: weight of KL(uniform ‖ attention row) by block, counted from 1. With none, the
             pass uses fused attention throughout.

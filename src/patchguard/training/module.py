@@ -15,7 +15,7 @@ from patchguard.attacks.objectives import legacy
 from patchguard.attacks.pgd import NFGSM, PGD
 from patchguard.config import InnerAttackConfig, TrainingConfig, parse_eps
 from patchguard.models.attention import attention_degrees
-from patchguard.models.patchguard import PatchGuard
+from patchguard.models.patchguard import PatchGuard, Placed
 from patchguard.training.awp import WeightPerturbation
 from patchguard.training.batches import Batch
 from patchguard.training.loss import PatchLoss, training_loss
@@ -43,11 +43,25 @@ def inner_attack(loss: PatchLoss, config: InnerAttackConfig) -> PGD:
     )
 
 
+def defended_eps(config: TrainingConfig, contrast: float) -> float:
+    """The radius to train against on images whose values span ``contrast`` of [0, 1].
+
+    Where that is less than half, the radius that a recipe names would be a large part of all there
+    is to see, and shrinks in proportion.
+    """
+    return parse_eps(config.attack.eps) * min(1.0, 2 * contrast)
+
+
 def images_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [2B, 3, H, W], normals first, their labels [2B] and masks [2B, H, W]."""
+    """Windows [2B, 3, w, w], normals first, their labels [2B] and masks [2B, w, w]."""
     images = torch.cat([batch["normal"], batch["anomalous"]])
     masks = torch.cat([torch.zeros_like(batch["mask"]), batch["mask"]])
     return images, masks.flatten(1).any(1), masks
+
+
+def places_of(batch: Batch) -> Tensor:
+    """Where the windows of :func:`images_of` lie, [2B, 4]."""
+    return batch["places"].transpose(0, 1).flatten(0, 1)
 
 
 class AdversarialTraining(nn.Module):
@@ -63,6 +77,7 @@ class AdversarialTraining(nn.Module):
         total_steps: length in steps, or None when ``config.minutes`` gives it.
         seed: of all randomness in the steps.
         images: how many normal images there are.
+        contrast: how much of [0, 1] their values span.
 
     Attributes:
         step: how many steps of the optimiser are behind it.
@@ -78,6 +93,7 @@ class AdversarialTraining(nn.Module):
         total_steps: int | None,
         seed: int,
         images: int,
+        contrast: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -87,9 +103,9 @@ class AdversarialTraining(nn.Module):
         self.seed = seed
         self.patch_loss = PatchLoss(config.anomalous_weight, config.least_cover)
         self.attack = inner_attack(self.patch_loss, config.attack)
-        self.eps = parse_eps(config.attack.eps)
+        self.eps = defended_eps(config, contrast)
         self.perturbations = (
-            Perturbations(images, model.image_size) if config.attack.persistent else None
+            Perturbations(images, model.config.window) if config.attack.persistent else None
         )
         self.weight_perturbation = WeightPerturbation(model)
         self.step = 0
@@ -153,17 +169,19 @@ class AdversarialTraining(nn.Module):
         once the gradients are there.
         """
         images, labels, masks = images_of(batch)
-        attacked = self.attacked(batch, images, labels, masks)
+        placed = Placed(self.model, places_of(batch))
+        attacked = self.attacked(placed, batch, images, labels, masks)
         measured: LoggedQuantities = {}
         if self._every(RARELY):
-            measured |= self._attention_degrees(attacked)
+            measured |= self._attention_degrees(placed, attacked)
         if self.config.attack.keep_clean:
             attacked, masks = torch.cat([images, attacked]), torch.cat([masks, masks])
+            placed = Placed(self.model, placed.places.repeat(2, 1))
         if self.config.awp and self.current_eps():
             size = self.config.awp * self.current_eps() / self.eps
-            loss = torch.stack(self._losses(attacked, masks)).sum()
+            loss = torch.stack(self._losses(placed, attacked, masks)).sum()
             self.weight_perturbation.push(loss, size)
-        patches, attention = self._losses(attacked, masks)
+        patches, attention = self._losses(placed, attacked, masks)
         if self._every(LOG_EVERY):
             measured |= self._measured(patches, attention)
         return patches + attention, measured
@@ -174,26 +192,28 @@ class AdversarialTraining(nn.Module):
         self.step += 1
         self.elapsed = elapsed
 
-    def attacked(self, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+    def attacked(
+        self, placed: Placed, batch: Batch, images: Tensor, labels: Tensor, masks: Tensor
+    ) -> Tensor:
         """The images of a batch under the inner attack at the current eps."""
         eps = self.current_eps()
         if eps == 0:
             return images
         if self.perturbations is None:
-            return self.attack(self.model, images, labels, masks, eps=[eps])[0]
+            return self.attack(placed, images, labels, masks, eps=[eps])[0]
         index, flips = batch["index"], batch["flips"]
         attack = copy(self.attack)
         attack.starts = (self.perturbations.start(index, flips),)
-        attacked = attack(self.model, images, labels, masks, eps=[eps])[0]
+        attacked = attack(placed, images, labels, masks, eps=[eps])[0]
         self.midway = True
         self.perturbations.keep(index, flips, (attacked - images)[: len(index)])
         return attacked
 
-    def _losses(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, placed: Placed, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Patch loss and attention term; of the latter nothing while the backbone rests."""
         learns = self.progress() >= self.config.head_first
         weights = self.config.attention if learns else {}
-        return training_loss(self.model, images, masks, self.patch_loss, weights)
+        return training_loss(placed, images, masks, self.patch_loss, weights)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -226,11 +246,11 @@ class AdversarialTraining(nn.Module):
         if self.perturbations:
             self.perturbations.load_state_dict(state["perturbations"])
 
-    def _attention_degrees(self, images: Tensor) -> LoggedQuantities:
+    def _attention_degrees(self, placed: Placed, images: Tensor) -> LoggedQuantities:
         """Of each block, where all have attention."""
         if not all(hasattr(block, "attn") for block in self.model.blocks):
             return {}
-        degrees = attention_degrees(self.model, images).mean(1)
+        degrees = attention_degrees(placed, images).mean(1)
         return {f"attention_degree_{number}": found for number, found in enumerate(degrees, 1)}
 
     def _measured(self, patches: Tensor, attention: Tensor) -> LoggedQuantities:

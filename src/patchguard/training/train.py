@@ -85,9 +85,9 @@ def train(
     runtime = runtime or Runtime.on()
     steps = total_steps(config, len(dataset))
     torch.manual_seed(seed)
-    model = PatchGuard(model_config, dataset.config.image_size)
+    model = PatchGuard(model_config, span=dataset.config.anomalies.range)
     check_settings(model, dataset.config, config)
-    training = AdversarialTraining(model, config, steps, seed, len(dataset))
+    training = AdversarialTraining(model, config, steps, seed, len(dataset), model.contrast)
     loop = Loop(training, folder, runtime, _watched(dataset, config))
     loader = training_loader(
         dataset,
@@ -133,8 +133,8 @@ def check_settings(model: PatchGuard, data: DataConfig, config: TrainingConfig) 
                 f"training.attention names block {number}; "
                 f"{model.config.backbone} has blocks 1 to {len(model.blocks)}"
             )
-    if config.attack.persistent and data.variation.moves:
+    if config.attack.persistent and (data.variation.moves or "windows" in model.config.views):
         raise PatchGuardError(
-            "training.attack.persistent keeps what was done to an image where it was, but "
-            "data.variation moves images: set its rotation, zoom and shift to 0"
+            "training.attack.persistent keeps what was done to an image where it was, but windows "
+            "and data.variation move: set model.views to whole, and rotation, zoom and shift to 0"
         )

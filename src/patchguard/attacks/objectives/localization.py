@@ -97,8 +97,8 @@ class RankAware(PixelObjective):
     anew from attacked maps, two or three times.
 
     Args:
-        maps: [N, S, S], of the whole test set, clean or attacked.
-        coverage: [N, S, S], the anomalous fraction of each pixel, in [0, 1].
+        maps: [N, H, W], of the whole test set, clean or attacked.
+        coverage: [N, H, W], the anomalous fraction of each pixel, in [0, 1].
         weight: see :class:`PixelObjective`.
         bandwidth: of the smoothing, in units of ``PixelStatistics.scale``.
 

@@ -12,12 +12,12 @@ from patchguard.detector import Inspection
 Objective = Callable[[Inspection, Tensor, Tensor, float], Tensor]
 
 
-def patch_labels(masks: Tensor, grid: int | tuple[int, ...]) -> Tensor:
+def patch_labels(masks: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Patch labels [B, h, w] in {0., 1.}: 1 where any pixel of the patch is anomalous.
 
     Args:
         masks: [B, H, W], 0 where normal.
-        grid: patches per side, or (h, w).
+        grid: how many patches, (h, w).
     """
     return torch.nn.functional.adaptive_max_pool2d((masks[:, None] > 0).float(), grid)[:, 0]
 

@@ -38,8 +38,8 @@ class ObjectiveContext:
 
     Attributes:
         statistics: of the maps; None without ground-truth masks.
-        maps: current maps [N, S, S] of the test set, clean or attacked.
-        coverage: anomalous fraction of each pixel [N, S, S], in [0, 1].
+        maps: current maps [N, H, W] of the test set, clean or attacked.
+        coverage: anomalous fraction of each pixel [N, H, W], in [0, 1].
         labels: [N] bool, True = anomalous.
         prototypes: features [M, C] of normal images; None for a detector without features.
     """

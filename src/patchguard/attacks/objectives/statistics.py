@@ -29,7 +29,7 @@ class PixelStatistics:
 
     @classmethod
     def of(cls, maps: np.ndarray | Tensor, coverage: np.ndarray | Tensor) -> PixelStatistics:
-        """Of maps [N, S, S] and the anomalous fraction of each pixel [N, S, S], in [0, 1].
+        """Of maps [N, H, W] and the anomalous fraction of each pixel [N, H, W], in [0, 1].
 
         A partly covered pixel counts in both classes, by its fractions.
 
@@ -50,7 +50,7 @@ class PixelStatistics:
 def pixels(
     maps: np.ndarray | Tensor, coverage: np.ndarray | Tensor
 ) -> tuple[DoubleArray, DoubleArray]:
-    """Values and anomalous fractions of all pixels, each [N·S·S].
+    """Values and anomalous fractions of all pixels, each [N·H·W].
 
     Raises:
         PatchGuardError: shapes that differ, a map that is not finite, or an absent class.
@@ -59,7 +59,7 @@ def pixels(
     if values.shape != anomalous.shape:
         raise PatchGuardError(
             f"anomaly maps have shape {values.shape} and masks {anomalous.shape}; "
-            "both must be [N, S, S] and equal"
+            "both must be [N, H, W] and equal"
         )
     if not np.isfinite(values).all():
         raise PatchGuardError("the anomaly maps contain NaN or infinity; check the detector")

@@ -9,7 +9,14 @@ from patchguard.data.foreground.masks import (
     chosen_method,
     foreground_mask,
     foreground_masks,
+    masks_decided_by,
     resolve_method,
 )
 
-__all__ = ["chosen_method", "foreground_mask", "foreground_masks", "resolve_method"]
+__all__ = [
+    "chosen_method",
+    "foreground_mask",
+    "foreground_masks",
+    "masks_decided_by",
+    "resolve_method",
+]

@@ -57,7 +57,7 @@ def border_distance(image: Pixels) -> FloatArray:
         `[256, 256]` whatever the image's size; root mean square over features, about 1 on
         background.
     """
-    features = _features(image.resized(_SIZE))
+    features = _features(image.resized((_SIZE, _SIZE)))
     positions = _positions()
     plane, covariance = _robust_plane(features, positions)
     squared = _squared_distance(features - positions @ plane, covariance)

@@ -20,6 +20,8 @@ from patchguard.data.foreground.saliency import (
     gradcam_masks,
 )
 from patchguard.data.foreground.store import (
+    MASKS_VERSION,
+    content_digest,
     default_store,
     load_mask,
     mask_key,
@@ -79,6 +81,19 @@ def foreground_masks(
     if config.method == "files":
         return _fill_empty(_given_mask(source, config) for source in sources)
     return _fill_empty(_kept_masks(sources, config.method, config, cache or default_store()))
+
+
+def masks_decided_by(sources: Sequence[ImageSource], config: ForegroundConfig) -> str:
+    """What tells the masks of these images from those that others settings or files give them.
+
+    Raises:
+        PatchGuardError: as :func:`foreground_masks`.
+    """
+    if config.method == "full":
+        return "full"
+    if config.method == "files":
+        return " ".join(content_digest(_mask_file(source, config)) for source in sources)
+    return f"{MASKS_VERSION} {_method_tag(config.method, config)}"
 
 
 def foreground_mask(image: FloatArray, config: ForegroundConfig) -> BoolArray:
@@ -212,11 +227,7 @@ def _edge_and_centre(mask: BoolArray) -> tuple[BoolArray, BoolArray]:
 
 
 def _given_mask(source: ImageSource, config: ForegroundConfig) -> BoolArray:
-    if config.masks is None:
-        raise PatchGuardError(
-            "foreground.method=files needs the folder of the masks: give foreground.masks"
-        )
-    path = _find_mask(Path(config.masks), source.path)
+    path = _mask_file(source, config)
     mask = read_mask(replace(source, path=path))
     height, width = read_pixels(source).shape
     if mask.shape != (height, width):
@@ -225,6 +236,14 @@ def _given_mask(source: ImageSource, config: ForegroundConfig) -> BoolArray:
             f"and {source} {width}x{height}; give a mask of the image's size"
         )
     return mask
+
+
+def _mask_file(source: ImageSource, config: ForegroundConfig) -> Path:
+    if config.masks is None:
+        raise PatchGuardError(
+            "foreground.method=files needs the folder of the masks: give foreground.masks"
+        )
+    return _find_mask(Path(config.masks), source.path)
 
 
 def _find_mask(folder: Path, path: Path) -> Path:

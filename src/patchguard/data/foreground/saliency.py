@@ -108,7 +108,7 @@ def _to_batch(image: Pixels) -> torch.Tensor:
     """A normalised batch `[1, 3, 224, 224]`."""
     import torch
 
-    normalised = (image.resized(_SIZE) - _IMAGENET_MEAN) / _IMAGENET_STD
+    normalised = (image.resized((_SIZE, _SIZE)) - _IMAGENET_MEAN) / _IMAGENET_STD
     return torch.from_numpy(normalised).permute(2, 0, 1)[None]
 
 

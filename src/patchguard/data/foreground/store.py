@@ -13,8 +13,8 @@ from PIL import Image
 from patchguard.arrays import BoolArray
 from patchguard.data.images import ImageSource
 
-# Part of every key: raise it whenever a method, or the reading of images, changes masks.
-_VERSION = 1
+MASKS_VERSION = 1
+"""Part of every key: to be raised whenever a method, or the reading of images, changes masks."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ def default_store() -> Path:
 
 def mask_key(source: ImageSource, method: str) -> str:
     """Name of a stored mask: depends on the image file's bytes and the method with its weights."""
-    content = _digest(source.path)
+    content = content_digest(source.path)
     if source.frame or source.full_scale is not None:
         content += f"|{source.frame}|{source.full_scale}"
-    return hashlib.sha256(f"{_VERSION}|{method}|{content}".encode()).hexdigest()
+    return hashlib.sha256(f"{MASKS_VERSION}|{method}|{content}".encode()).hexdigest()
 
 
 def weights_tag(weights: Path | None, model: str) -> str:
     """What tells the weights of one model from others: the file's digest, or the hub's name."""
-    return model if weights is None else f"{model}|{_digest(weights)}"
+    return model if weights is None else f"{model}|{content_digest(weights)}"
 
 
 def load_mask(store: Path, key: str) -> BoolArray | None:
@@ -74,6 +74,7 @@ def _entry(store: Path, key: str) -> Path:
     return store / key[:2] / f"{key}.png"
 
 
-def _digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """The sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

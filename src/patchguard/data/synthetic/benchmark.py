@@ -35,7 +35,8 @@ CATEGORIES: tuple[str, ...] = tuple(_SCENES)
 
 # Part of the settings beside a tree: raise it with every change to the pictures.
 _RENDERING = 1
-_SETTINGS = "synthetic.json"
+_SETTINGS = ".synthetic.json"
+_FORMER_SETTINGS = "synthetic.json"
 
 
 def defects(category: str) -> tuple[str, ...]:
@@ -150,20 +151,27 @@ def _check_own(tree: Path) -> None:
     if not tree.exists() and not tree.is_symlink():
         return
     try:
-        written = json.loads((tree / _SETTINGS).read_text(encoding="utf-8"))
+        written = _settings(tree)
         counts = [int(written[name]) for name in ("train", "test_good", "test_per_defect")]
         pictures = list(_pictures(written["category"], *counts))
     except (OSError, ValueError, KeyError, TypeError, PatchGuardError) as error:
         raise PatchGuardError(
             f"{tree} exists and is not a synthetic category: choose another folder"
         ) from error
-    own = {tree / _SETTINGS, *(f for path, defect in pictures for f in _files(tree, path, defect))}
+    own = {f for path, defect in pictures for f in _files(tree, path, defect)}
+    own |= {tree / _SETTINGS, tree / _FORMER_SETTINGS}
     foreign = next((path for path in _entries(tree) if path not in own), None)
     if foreign is not None or tree.is_symlink():
         raise PatchGuardError(
             f"{foreign or tree} is not a part of the synthetic category, which would be replaced: "
             "move it away or choose another folder"
         )
+
+
+def _settings(tree: Path) -> Any:
+    hidden = tree / _SETTINGS
+    path = hidden if hidden.exists() else tree / _FORMER_SETTINGS
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _entries(tree: Path) -> Iterator[Path]:
@@ -177,7 +185,7 @@ def _is_complete(
     tree: Path, pictures: list[tuple[str, str | None]], settings: dict[str, str | int]
 ) -> bool:
     try:
-        written = json.loads((tree / _SETTINGS).read_text(encoding="utf-8"))
+        written = _settings(tree)
     except (OSError, ValueError):
         return False
     files = (f for path, defect in pictures for f in _files(tree, path, defect))

@@ -88,10 +88,10 @@ def capture_resolution(context: CheckContext) -> Verdict:
     """S21: an attack through the resize, with eps at the resolution of the camera."""
     if context.captured is None or context.deployed is None:
         return skipped("The images before resizing and the deployment path were not given.")
-    size = context.test.images.shape[-1]
-    if all(image.shape[:2] == (size, size) for image in context.captured):
+    height, width = context.test.images.shape[-2:]
+    if all(image.shape[:2] == (height, width) for image in context.captured):
         return skipped("The images come at the detector's size, so there is no resize to attack.")
-    through = Resized(context.detector, size)
+    through = Resized(context.detector, (height, width))
     attack = PGD(image_score, steps=20)
     graph, deployed = [], []
     for place, index in enumerate(context.chosen):

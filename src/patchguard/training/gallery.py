@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from patchguard.anomalies.paste import make_pseudo_anomaly, sample_rng
 from patchguard.arrays import FloatArray
-from patchguard.config import DataConfig
-from patchguard.data.images import eight_bit
-from patchguard.data.variation import varied
-from patchguard.errors import PatchGuardError
+from patchguard.data.images import eight_bit, resize_image, resize_map
 from patchguard.files import whole_file
+from patchguard.training.batches import Draw, TrainingImages
 
 GALLERY_MARK = b"Software\0PatchGuard"
 """What every file of a gallery says near its start."""
@@ -27,43 +23,41 @@ _RED = (1.0, 0.15, 0.1)
 _GAP = 2
 
 
-def gallery(
-    images: Sequence[FloatArray],
-    foregrounds: Sequence[NDArray[np.bool_]],
-    config: DataConfig,
-    *,
-    seed: int,
-    columns: int = 4,
-) -> FloatArray:
-    """One row per image: itself, its foreground outlined, pseudo-anomalies with outlined twins.
+def gallery(dataset: TrainingImages, *, images: int = 6, examples: int = 4) -> FloatArray:
+    """One row per image: itself, foreground outlined, then pseudo-anomalies with outlined twins.
+
+    The pseudo-anomalies are training examples of the end of a training: windows at the working
+    resolution, and now and then the whole squeezed into one.
 
     Args:
-        images: normal images float32 `[H, W, 3]` in [0, 1], all of one size.
-        foregrounds: `[H, W]` of each image.
-        config: how images are flipped and varied, and pseudo-anomalies made from them.
-        seed: equal seeds give equal pictures.
-        columns: pictures per row: two, and two for each pseudo-anomaly of the image.
+        dataset: what training draws from.
+        images: rows; fewer where there are fewer images.
+        examples: pseudo-anomalies in a row.
 
     Returns:
         Grid float32 `[rows, cols, 3]` in [0, 1], white between the pictures.
-
-    Raises:
-        PatchGuardError: no image, or `columns` odd or below 4.
     """
-    if not images:
-        raise PatchGuardError("gallery: no images, give at least one.")
-    if columns < 4 or columns % 2:
-        raise PatchGuardError(f"gallery: columns={columns}, choose an even number of at least 4.")
     rows = []
-    for index, (image, foreground) in enumerate(zip(images, foregrounds, strict=True)):
-        row = [image, outlined(image, foreground, _GREEN)]
-        for draw in range((columns - 2) // 2):
-            rng = sample_rng(seed, draw, index)
-            normal, its_foreground, _ = varied(image, foreground, rng, config)
-            anomaly, mask = make_pseudo_anomaly(normal, its_foreground, rng, config.anomalies)
-            row += [anomaly, outlined(anomaly, mask, _RED)]
+    for index in range(min(images, len(dataset))):
+        row = [_fitted(dataset.images[index], dataset.foregrounds[index], dataset.window)]
+        for draw in range(examples):
+            item = dataset[Draw(draw, index, 1.0)]
+            picture = item["anomalous"].permute(1, 2, 0).numpy()
+            row += [picture, outlined(picture, item["mask"].numpy(), _RED)]
         rows.append(row)
     return _tiled(rows)
+
+
+def _fitted(image: FloatArray, foreground: NDArray[np.bool_], side: int) -> FloatArray:
+    """An image with its foreground outlined, its longer side ``side``, on a white square."""
+    height, width = (
+        max(1, round(side * length / max(image.shape[:2]))) for length in image.shape[:2]
+    )
+    small = resize_image(image, (height, width))
+    shown = resize_map(foreground.astype(np.float32), (height, width)) > 0.5
+    square = np.ones((side, side, 3), dtype=np.float32)
+    square[:height, :width] = outlined(small, shown, _GREEN)
+    return square
 
 
 def write_gallery(path: Path, grid: FloatArray) -> None:
