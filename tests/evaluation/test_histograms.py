@@ -188,7 +188,7 @@ def of(count: int, binning: Binning) -> PixelHistograms:
             lambda: PixelTruth([np.eye(4, dtype=bool)]).histograms(
                 np.zeros((2, 4, 4), np.float32), Binning(0.0, 1.0)
             ),
-            r"expected \[1, S, S\]",
+            r"expected \[1, H, W\]",
         ),
         (
             lambda: PixelTruth([np.eye(4, dtype=bool)] * 2).histograms(
