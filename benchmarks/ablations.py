@@ -51,9 +51,10 @@ BATCH = 128
 STILL = {f"data.variation.{name}": 0.0 for name in ("rotation", "zoom", "shift")} | {
     "training.attack.start": 1.0,
     "training.attack.project": True,
+    "model.views": ["whole"],
 }
 """Nothing moves and perturbations stay within eps, so that they can outlive a step: compare
-`persistent` with this, which is two changes away from the recipe."""
+`persistent` with this, which is three changes away from the recipe."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"training.attention": {2: 1.0, 3: 1.0}},

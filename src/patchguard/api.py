@@ -15,7 +15,9 @@ from patchguard.files import resolved, sole_writer
 DEFAULT_RECIPE = "fast"
 PREDICTIONS = "predictions"
 DEMO_CATEGORY = "fabric"
-DEMO_STEPS = 2400
+DEMO_STEPS = 1000
+DEMO_MINUTES = 1
+"""Of attacks, on each of the two detectors."""
 
 if TYPE_CHECKING:
     from patchguard.deploy.prediction_folder import Prediction
@@ -630,6 +632,7 @@ def demo(
         out=run,
         recipe="fast",
         steps=None if is_begun(run) else DEMO_STEPS,
+        evaluation=EvaluationConfig(minutes=DEMO_MINUTES),
         resume=run.exists(),
         device=device,
         reporter=reporter,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patchguard.errors import PatchGuardError
 from patchguard.models.weights import load_backbone, load_timm_backbone
 
-Norm = Callable[[int], nn.Module]
+MakeNorm = Callable[[int], nn.Module]
 """Makes a norm from the number of channels."""
 
 
@@ -31,7 +31,7 @@ def group_norm(channels: int) -> nn.Module:
 class Refinement(nn.Module):
     """Adds to features [B, C, h, w] what a 3x3 convolution sees around them; nothing at first."""
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int, norm: MakeNorm) -> None:
         super().__init__()
         self.change = nn.Sequential(
             norm(channels),
@@ -73,7 +73,7 @@ class ConvStem(nn.Module):
         patch_size: int,
         embed_dim: int,
         in_chans: int = 3,
-        norm: Norm = group_norm,
+        norm: MakeNorm = group_norm,
         refined: bool = False,
         first: int = 2,
         **_: Any,
@@ -103,9 +103,7 @@ class ConvStem(nn.Module):
         return self.patch_size[0] if as_scalar else self.patch_size
 
 
-def patchguard_mini(
-    image_size: int, patch_size: int = 16, first: int = 2, norm: Norm = group_norm
-) -> VisionTransformer:
+def patchguard_mini(image_size: int, patch_size: int = 16, first: int = 2) -> VisionTransformer:
     """Refined convolutional stem, width 128, 3 blocks of 4 heads, average-pooled (no class token).
 
     Small enough to be trained from random weights on a CPU.
@@ -113,7 +111,7 @@ def patchguard_mini(
     return VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
-        embed_layer=partial(ConvStem, refined=True, first=first, norm=norm),
+        embed_layer=partial(ConvStem, refined=True, first=first),
         embed_dim=128,
         depth=3,
         num_heads=4,
@@ -127,11 +125,6 @@ def patchguard_mini(
 def patchguard_swift(image_size: int) -> VisionTransformer:
     """:func:`patchguard_mini` whose stem begins with a stride of 4."""
     return patchguard_mini(image_size, first=4)
-
-
-def patchguard_swift_local(image_size: int) -> VisionTransformer:
-    """:func:`patchguard_mini` whose stem begins with a stride of 4."""
-    return patchguard_mini(image_size, first=4, norm=LayerNorm2d)
 
 
 def patchguard_mini_8(image_size: int) -> VisionTransformer:
@@ -164,7 +157,6 @@ BUILT_IN: dict[str, Callable[[int], VisionTransformer]] = {
     "patchguard_mini": patchguard_mini,
     "patchguard_mini_8": patchguard_mini_8,
     "patchguard_swift": patchguard_swift,
-    "patchguard_swift_local": patchguard_swift_local,
     "vit_small_convstem": vit_small_convstem,
 }
 

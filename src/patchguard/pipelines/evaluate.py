@@ -150,6 +150,8 @@ def evaluate_run(
     gets, at the radii of the suite asked for.
     """
     subject = _subject(folder, test, test_name, twin, runtime)
+    # Both are attacked on the same images.
+    config = _within_its_minutes(_asked_for(folder, twin), config, subject, test, runtime)
     if twin:
         config = _quick(config)
     evaluation = evaluate_into(
@@ -173,8 +175,8 @@ def renew_run(
 ) -> None:
     """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
     if is_sealed(folder, METRICS):
-        asked = _quick(config) if twin else config
-        asked = _as_begun(folder, asked)
+        asked = _as_begun(_asked_for(folder, twin), config)
+        asked = _quick(asked) if twin else asked
         used = test if asked.images is None else test.subset(asked.images)
         protocol = _protocol(used, test_name, asked, data, seed, runtime)
         changed = _changed(folder, protocol.told())
@@ -267,6 +269,7 @@ def evaluate_other(
     _probe(found, test)
     detector = found.detector.to(runtime.device)
     subject = Subject(found.name, found.kind, found.sha256, detector, known)
+    config = _within_its_minutes(folder, config, subject, test, runtime)
     return evaluate_into(
         folder, subject, test, LABELLED, config, data=data, seed=seed, runtime=runtime
     )
@@ -287,7 +290,6 @@ def evaluate_into(
 
     Results that they take the place of are kept in a dated folder, unless they are the same.
     """
-    config = _within_its_minutes(folder, config, subject, test, runtime)
     began = time.monotonic()
     try:
         with runtime.reporter.progress("minute") as advance:
@@ -324,6 +326,11 @@ def evaluate_into(
     _write_card(folder, result, subject, evaluation.test, data)
     write_json(result, folder / METRICS)
     return evaluation
+
+
+def _asked_for(folder: Path, twin: bool) -> Path:
+    """The run that an evaluation was asked for: a twin is evaluated on behalf of its own."""
+    return folder.parent if twin else folder
 
 
 def _as_begun(folder: Path, config: EvaluationConfig) -> EvaluationConfig:

@@ -29,9 +29,9 @@ from patchguard.models.patchguard import PatchGuard, ViewScore
 from patchguard.runtime import full_precision
 from patchguard.training.prepare import Normals
 
-MOST_IMAGES = 16
+MOST_PAIRS = 16
 """Normals, and as many pseudo-anomalies, on which the choice is made."""
-STEPS = 10
+ATTACK_STEPS = 10
 SHARE_OF_EPS = 0.25
 """The attack's radius as a fraction of the one of training."""
 _LEAST_SCALE = 1e-3
@@ -130,7 +130,7 @@ def _pairs(tuning: Normals, config: AnomalyConfig, window: int, seed: int) -> tu
 
     Made in a window and on the whole foreground in turn.
     """
-    count = min(MOST_IMAGES, len(tuning.names))
+    count = min(MOST_PAIRS, len(tuning.names))
     chosen = np.linspace(0, len(tuning.names) - 1, count).round().astype(int)
     normals, made = [], []
     for place, index in enumerate(chosen):
@@ -171,7 +171,7 @@ def _compared(view: Alone, normals: Tensor, made: Tensor, eps: float, seed: int)
 
 def _attacked(view: Alone, images: Tensor, anomalous: bool, eps: float, seed: int) -> Tensor:
     device = device_of(view.detector)
-    attack = PGD(image_score, steps=STEPS)
+    attack = PGD(image_score, steps=ATTACK_STEPS)
     found = []
     for batch in torch.split(images.to(device), 2):
         labels = torch.full((len(batch),), anomalous, device=device)
