@@ -92,3 +92,10 @@ def test_pseudo_anomalies_of_darkened_images_are_those_of_the_original_darkened(
         np.testing.assert_allclose(3 * found, expected, atol=1e-4)
         change = np.abs(found - bright / 3)[mask].mean()
         assert change >= 0.99 * 0.3 * 0.3
+
+
+def test_all_channels_count_whatever_the_size() -> None:
+    rng = np.random.default_rng(0)
+    for side in (112, 256, 320):
+        images = rng.random((4, side, side, 3), dtype=np.float32) * [0.25, 0.95, 0.7]
+        assert span_of(images)[1] > 0.9

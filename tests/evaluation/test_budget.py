@@ -114,17 +114,18 @@ def test_a_detector_without_gradients_is_measured_too() -> None:
 
 def test_the_number_is_remembered_for_the_same_attacks_and_minutes(tmp_path: Path) -> None:
     cache = tmp_path / "attacks"
-    assert remembered(cache, suite("4/255"), 3) is None
-    remember(cache, suite("4/255"), 3, 17)
-    assert remembered(cache, suite("4/255"), 3) == 17
-    assert remembered(cache, suite("4/255"), 4) is None
-    assert remembered(cache, suite("8/255"), 3) is None
+    assert remembered(cache, images(), suite("4/255"), 3) is None
+    remember(cache, images(), suite("4/255"), 3, 17)
+    assert remembered(cache, images(), suite("4/255"), 3) == 17
+    assert remembered(cache, images(), suite("4/255"), 4) is None
+    assert remembered(cache, images(), suite("8/255"), 3) is None
+    assert remembered(cache, images(50), suite("4/255"), 3) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
 def test_a_damaged_memory_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / budget.BUDGET).write_text(text)
-    assert remembered(tmp_path, suite("4/255"), 3) is None
+    assert remembered(tmp_path, images(), suite("4/255"), 3) is None
 
 
 def evaluated(

@@ -36,8 +36,8 @@ def span_of(images: Sequence[np.ndarray] | Stack) -> tuple[float, float]:
     chosen = np.linspace(0, len(images) - 1, min(len(images), _LOOKED_AT)).round().astype(int)
     values = []
     for index in chosen:
-        flat = images[index].ravel()
-        values.append(flat[:: max(1, len(flat) // _VALUES)])
+        pixels = images[index].reshape(-1, 3)  # all channels, whatever the step
+        values.append(pixels[:: max(1, 3 * len(pixels) // _VALUES)].ravel())
     low, high = np.quantile(np.concatenate(values), [OUTSIDE, 1 - OUTSIDE])
     short = max(0.0, LEAST - (high - low)) / 2
     low = min(max(0.0, low - short), 1 - LEAST)

@@ -70,22 +70,22 @@ def affordable(
     return min(len(test.names), max(FEWEST, count))
 
 
-def remembered(cache: Path, suite: Suite, minutes: float) -> int | None:
+def remembered(cache: Path, test: TestSet, suite: Suite, minutes: float) -> int | None:
     """The number of images that an evaluation in this cache was begun with, if it was."""
     try:
         content = json.loads((cache / BUDGET).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(content, dict) and content.get("decides") == _decides(suite, minutes)
+    same = isinstance(content, dict) and content.get("decides") == _decides(test, suite, minutes)
     return int(content["images"]) if same else None
 
 
-def remember(cache: Path, suite: Suite, minutes: float, images: int) -> None:
+def remember(cache: Path, test: TestSet, suite: Suite, minutes: float, images: int) -> None:
     """Keep the number, so that the evaluation goes on with it on a slower day."""
     cache.mkdir(parents=True, exist_ok=True)
-    content = {"decides": _decides(suite, minutes), "images": images}
+    content = {"decides": _decides(test, suite, minutes), "images": images}
     write_whole(cache / BUDGET, json.dumps(content) + "\n")
 
 
-def _decides(suite: Suite, minutes: float) -> str:
-    return digest([repr(suite), minutes])
+def _decides(test: TestSet, suite: Suite, minutes: float) -> str:
+    return digest([list(test.names), repr(suite), minutes])

@@ -247,8 +247,9 @@ class PatchGuard(Detector):
         patches = (whole.shape[-2] // patch, whole.shape[-1] // patch)
         rows, cols = (first_patches(side, self.grid, self.stride) for side in patches)
         logits, tokens = [], []
-        for some in _grouped(rows, max(1, self._windows_at_once // (len(images) * len(cols)))):
-            strip = self._strip(whole, some, cols, shape)
+        groups = list(_grouped(rows, max(1, self._windows_at_once // (len(images) * len(cols)))))
+        for some in groups:
+            strip = self._strip(whole, some, cols, shape, again=len(groups) > 1)
             logits.append(strip[0])
             tokens += [strip[1]] if features else []
         merged = averaged(torch.cat(logits, 1), rows, cols, patches)
@@ -259,11 +260,17 @@ class PatchGuard(Detector):
         return Seen(merged, means.transpose(1, 2))
 
     def _strip(
-        self, images: Tensor, rows: list[int], cols: list[int], shape: tuple[int, int]
+        self,
+        images: Tensor,
+        rows: list[int],
+        cols: list[int],
+        shape: tuple[int, int],
+        again: bool,
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, R, C, g, g] and tokens [B, R, C, g, g, D] of the windows of some rows.
 
-        Rows and columns are those of the first patches.
+        Rows and columns are those of the first patches. ``again``: activations are not kept but
+        made again on the way back, as where other rows follow.
         """
         count = len(images) * len(rows) * len(cols)
         at = places(
@@ -281,7 +288,7 @@ class PatchGuard(Detector):
             assert seen.features is not None
             return seen.logits.view(split), seen.features.view(*split, -1)
 
-        if torch.is_grad_enabled() and count > self._windows_at_once:
+        if torch.is_grad_enabled() and (again or count > self._windows_at_once):
             kept: tuple[Tensor, Tensor] = checkpoint(look, images, use_reentrant=False)
             return kept
         return look(images)

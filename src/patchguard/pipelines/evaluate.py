@@ -175,7 +175,7 @@ def renew_run(
 ) -> None:
     """:func:`evaluate_run`, unless that was done: on these images, with these attacks."""
     if is_sealed(folder, METRICS):
-        asked = _as_begun(_asked_for(folder, twin), config)
+        asked = _as_begun(_asked_for(folder, twin), config, test)
         asked = _quick(asked) if twin else asked
         used = test if asked.images is None else test.subset(asked.images)
         protocol = _protocol(used, test_name, asked, data, seed, runtime)
@@ -333,11 +333,11 @@ def _asked_for(folder: Path, twin: bool) -> Path:
     return folder.parent if twin else folder
 
 
-def _as_begun(folder: Path, config: EvaluationConfig) -> EvaluationConfig:
+def _as_begun(folder: Path, config: EvaluationConfig, test: TestSet) -> EvaluationConfig:
     """With the number of images of an evaluation that was begun with as many minutes."""
     if config.images is not None or config.minutes is None:
         return config
-    count = remembered(folder / CACHE, suite_of(config), config.minutes)
+    count = remembered(folder / CACHE, test, suite_of(config), config.minutes)
     return replace(config, images=count) if count else config
 
 
@@ -345,14 +345,14 @@ def _within_its_minutes(
     folder: Path, config: EvaluationConfig, subject: Subject, test: TestSet, runtime: Runtime
 ) -> EvaluationConfig:
     """With as many images as the minutes allow, where minutes are given."""
-    config = _as_begun(folder, config)
+    config = _as_begun(folder, config, test)
     if config.images is not None or config.minutes is None:
         return config
     suite = suite_of(config)
     on_gpus = device_of(subject.detector).type != "cpu"
     workers = max(1, len(runtime.gpus)) if on_gpus else torch.get_num_threads()
     count = affordable(subject.detector, test, suite, config.minutes, workers)
-    remember(folder / CACHE, suite, config.minutes, count)
+    remember(folder / CACHE, test, suite, config.minutes, count)
     total = len(test.names)
     if count < total:
         runtime.reporter.tell(

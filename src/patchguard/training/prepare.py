@@ -144,10 +144,7 @@ def prepare(
     foreground = replace(config.foreground, method=method)
     shape = working_shape([sample.source for sample in train], config, model)
     digest = _digest((*train, *calibration))
-    kept = min(MOST_TUNING, len(train) // TUNING_ONE_OF)
-    tuning: Sequence[Sample] = ()
-    if kept >= FEWEST_TUNING:
-        train, tuning = split_normals(train, kept, seed)
+    train, tuning = _kept_for_tuning(train, model, seed)
     normals = _normals(train, foreground, shape)
     config = ranged(config, normals.images)
     return PreparedImages(
@@ -161,6 +158,24 @@ def prepare(
         digest,
         shape,
     )
+
+
+def _kept_for_tuning(
+    train: tuple[Sample, ...], model: ModelConfig, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Training normals, and those of them kept to choose the score on.
+
+    None are kept where nothing is to be chosen, where they would be too few, or where large groups
+    would take more than twice as many.
+    """
+    wanted = min(MOST_TUNING, len(train) // TUNING_ONE_OF)
+    if wanted < FEWEST_TUNING or (len(model.views) == 1 and len(model.top) == 1):
+        return train, ()
+    try:
+        rest, tuning = split_normals(train, wanted, seed)
+    except PatchGuardError:  # all of one group
+        return train, ()
+    return (rest, tuning) if len(tuning) <= 2 * wanted else (train, ())
 
 
 def _changes(config: DataConfig) -> str:
