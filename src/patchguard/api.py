@@ -16,8 +16,8 @@ DEFAULT_RECIPE = "fast"
 PREDICTIONS = "predictions"
 DEMO_CATEGORY = "fabric"
 DEMO_STEPS = 1000
-DEMO_MINUTES = 1
-"""Of attacks, on each of the two detectors."""
+DEMO_MINUTES = 5
+"""Of attacks, on each of the two detectors; the self-checks come on top."""
 
 if TYPE_CHECKING:
     from patchguard.deploy.prediction_folder import Prediction

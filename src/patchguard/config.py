@@ -144,8 +144,8 @@ class DataConfig(Settings, section="data"):
 
     Args:
         resolution: longer side in pixels of the images that the detector sees, aspect ratio kept;
-            ``native`` for that of the training images, ``auto`` for as much of that as the
-            machine can work on. With the whole as the only view, the window is all it sees.
+            ``native`` for that of the training images, ``auto`` for that as far as 64 windows
+            cover it. With the whole as the only view, the window is all it sees.
         foreground: how the foreground is found.
         anomalies: how pseudo-anomalies are made.
         flips: of the training images, each half of the time: ``vertical`` (upside down) and
