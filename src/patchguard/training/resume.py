@@ -13,7 +13,7 @@ from patchguard.training.module import AdversarialTraining
 
 SAVE_EVERY_SECONDS = 60
 
-_FORMAT = 2
+_FORMAT = 3
 """The first format was a checkpoint of Lightning's Trainer and named no format."""
 
 
