@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_the_map_is_bilinear_then_scipys_gaussian(grid: int, size: int, sigma: f
     logits = torch.randn(1, grid, grid)
     upsampled = functional.interpolate(logits[None], size=(size, size), mode="bilinear")[0, 0]
     expected = gaussian_filter(upsampled.double().numpy(), sigma, radius=7, mode="reflect")
-    matrix = smoothing(grid, size // grid, size, sigma, 7)
+    matrix = smoothing(grid, size // grid, size, sigma, 7, torch.device("cpu"))
     np.testing.assert_allclose((matrix @ logits[0] @ matrix.T).numpy(), expected, atol=1e-5)
 
 
@@ -190,6 +192,30 @@ def test_a_timm_backbone_shares_its_patch_embedding_exactly() -> None:
         found = model.inspect(image[None]).patch_logits
         assert found is not None
         torch.testing.assert_close(found[0], of_each_window(model, image), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("height", [20, 48, 50])
+def test_what_the_whole_says_lies_where_it_says_it_also_in_images_that_are_continued(
+    height: int,
+) -> None:
+    model, image = detector(), torch.rand(1, 3, height, 160)
+    views = {
+        view: seen._replace(logits=torch.zeros_like(seen.logits))
+        for view, seen in model.views(image).items()
+    }
+    views["whole"].logits[0, -1] = 9.0
+    joined = model._joined_logits(views, image)[0]
+    last = math.ceil(height / 16) - 1
+    assert joined[last].min() > 5
+    assert (joined[last] >= joined[0]).all()
+
+
+def test_gradients_are_there_after_a_look_without_any() -> None:
+    model, images = detector(), torch.rand(1, 3, 80, 64, requires_grad=True)
+    with torch.inference_mode():
+        model(torch.rand(1, 3, 80, 64))
+    (gradient,) = torch.autograd.grad(model(images).score.sum(), images)
+    assert gradient.abs().sum() > 0
 
 
 def test_joined_views_are_as_high_as_the_higher_one_and_neither_drowns_the_other() -> None:

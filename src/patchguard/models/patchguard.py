@@ -31,12 +31,14 @@ from patchguard.models.windows import (
     padded,
     places,
     smoothing,
+    spreading,
     windows_over,
 )
 from patchguard.results.run_folder import named_run
 
-AT_ONCE, AT_ONCE_ON_GPU = 64, 1024
-"""Windows in one pass; of more than that, activations are made again on the way back."""
+AT_ONCE, AT_ONCE_ON_GPU = 256, 1024
+"""Windows in one pass, about a gigabyte for the small network; of more than that, activations are
+made again on the way back."""
 
 REACH = 3
 """Patches around a patch that a stem may look at."""
@@ -146,14 +148,14 @@ class PatchGuard(Detector):
         return f"{self.scores}, span={self.span}"
 
     def forward(self, images: Tensor) -> Detection:
-        views = self.views(images, features=False)
-        joined = self._joined_logits(views)
+        views = self.views(images)
+        joined = self._joined_logits(views, images)
         return Detection(self._joined(self.view_scores(views)), self._map(joined, images))
 
     def inspect(self, images: Tensor) -> Inspection:
         """The detection, its patch logits (views joined) and, as features, patch tokens."""
-        views = self.views(images)
-        joined = self._joined_logits(views)
+        views = self.views(images, features=True)
+        joined = self._joined_logits(views, images)
         return Inspection(
             self._joined(self.view_scores(views)),
             self._map(joined, images),
@@ -179,8 +181,8 @@ class PatchGuard(Detector):
         names = list(scores)
         return [names[place] for place in torch.stack(list(scores.values())).argmax(0).tolist()]
 
-    def views(self, images: Tensor, features: bool = True) -> dict[View, Seen]:
-        """What each view shows of images [B, 3, H, W] in [0, 1]."""
+    def views(self, images: Tensor, features: bool = False) -> dict[View, Seen]:
+        """What each view shows of images [B, 3, H, W] in [0, 1]; features where asked for."""
         return {view: self.look(images, view, features) for view in self.config.views}
 
     def look(self, images: Tensor, view: View, features: bool = False) -> Seen:
@@ -208,7 +210,7 @@ class PatchGuard(Detector):
         blur = self.config.blur_sigma, self.config.blur_radius
         precise = _precise(logits)
         down, right = (
-            smoothing(patches, self.patch, pixels, *blur).to(precise)
+            smoothing(patches, self.patch, pixels, *blur, logits.device).to(precise.dtype)
             for patches, pixels in zip(logits.shape[1:], (height, width), strict=True)
         )
         return down @ precise @ right.T
@@ -274,8 +276,8 @@ class PatchGuard(Detector):
         """
         count = len(images) * len(rows) * len(cols)
         at = places(
-            [self.patch * row for row in rows],
-            [self.patch * col for col in cols],
+            tuple(self.patch * row for row in rows),
+            tuple(self.patch * col for col in cols),
             self.config.window,
             shape,
             images.device,
@@ -306,15 +308,27 @@ class PatchGuard(Detector):
         shared = self._embedded(images[:, :, patch * first : patch * last])
         return cut(shared, [row - first for row in rows], cols, self.grid)
 
-    def _joined_logits(self, views: Mapping[View, Seen]) -> Tensor:
-        """The logits of all views on the patches of the finest, joined."""
+    def _joined_logits(self, views: Mapping[View, Seen], images: Tensor) -> Tensor:
+        """The logits of all views of images [B, 3, H, W] on the patches of the finest, joined."""
         grid = views[self.config.views[0]].logits.shape[1:]
         return self._joined(
             {
-                view: _spread(score.scaled(_precise(views[view].logits)), grid)
+                view: self._spread(score.scaled(_precise(views[view].logits)), grid, images)
                 for view, score in self.scores.items()
             }
         )
+
+    def _spread(self, logits: Tensor, grid: torch.Size, images: Tensor) -> Tensor:
+        """Patch logits [B, h, w] of the whole of some images on a finer grid of patches."""
+        if logits.shape[1:] == grid:
+            return logits
+        down, right = (
+            spreading(whole, patches, self.patch, pixels, logits.device).to(logits.dtype)
+            for whole, patches, pixels in zip(
+                logits.shape[1:], grid, images.shape[-2:], strict=True
+            )
+        )
+        return down @ logits @ right.T
 
     def _joined(self, views: Mapping[View, Tensor]) -> Tensor:
         """A smooth maximum of what several views say on one scale."""
@@ -365,12 +379,3 @@ def _grouped(rows: list[int], size: int) -> Iterator[list[int]]:
     """Rows, that many at a time."""
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
-
-
-def _spread(logits: Tensor, grid: torch.Size) -> Tensor:
-    """Patch logits [B, h, w] of the whole on a finer grid of patches, bilinear."""
-    if logits.shape[1:] == grid:
-        return logits
-    return nn.functional.interpolate(
-        logits[:, None], tuple(grid), mode="bilinear", align_corners=False
-    )[:, 0]
