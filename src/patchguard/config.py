@@ -156,8 +156,8 @@ class DataConfig(Settings, section="data"):
             that takes them further is left out, movement and light are weakened until they do not.
             0 takes all as it is. See :mod:`patchguard.data.likeness`.
         wholes: share of the training examples that show the whole, squeezed into a window.
-        anywhere: share of the windows of training that lie anywhere; the others show a part of
-            the foreground.
+        anywhere: share of the regions of training, and of the windows in a region, that lie
+            anywhere; the others show a part of the foreground.
         workers: processes that prepare batches; when absent 1 on a CPU, up to 8 with a GPU.
     """
 

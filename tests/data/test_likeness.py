@@ -156,3 +156,13 @@ def test_a_bound_that_is_none_is_refused(stray: float) -> None:
 def test_a_flip_named_twice_is_refused() -> None:
     with pytest.raises(PatchGuardError, match=r"data\.flips"):
         DataConfig(flips=["vertical", "vertical"])
+
+
+def test_images_that_are_the_same_in_a_place_leave_no_room_for_a_change_there() -> None:
+    # All black in the corner but for one spot, which a flip takes elsewhere.
+    pictures = [each.copy() for each in arrows(10)]
+    for picture in pictures:
+        picture[:12, :12] = 0
+        picture[2:5, 2:5] = 1
+    box = Box(0, 0, 12, 12)
+    assert suited(asked(1.25), pictures, [box]).flips == []

@@ -34,10 +34,11 @@ def patch_logits(model: PatchGuard, images: Tensor) -> Tensor:
         "vit_small_convstem",
         TINY,
         "vit_small_patch14_reg4_dinov2",
+        "vit_tiny_r_s16_p8_224",
     ],
 )
 def test_any_vit_gives_a_score_and_a_map_differentiable_in_the_images(backbone: str) -> None:
-    size = 56 if "patch14" in backbone else 48
+    size = 56 if "patch14" in backbone else 64 if "_r_" in backbone else 48
     model = PatchGuard(ModelConfig(backbone=backbone, window=size, views=["whole"])).eval()
     images = torch.rand(2, 3, size, size, requires_grad=True)
     score, anomaly_map = model(images)

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from patchguard.config import ModelConfig
+from patchguard.config import ModelConfig, View
+from patchguard.data.windows import WHOLE_PLACE
 from patchguard.errors import PatchGuardError
 from patchguard.models.checkpoint import load_detector, save_detector
 from patchguard.models.patchguard import PatchGuard
@@ -46,6 +47,22 @@ def test_a_detector_that_starts_from_a_run_scores_as_the_run_does(run: Path) -> 
     images = torch.rand(2, 3, 32, 32)
     expected, found = load_detector(run), PatchGuard(starting_from(run)).eval()
     assert torch.equal(logits(found, images), logits(expected, images))
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted"), [(["whole"], ["windows", "whole"]), (["windows", "whole"], ["whole"])]
+)
+def test_a_detector_starts_from_a_run_that_looked_otherwise(
+    begun: list[View], wanted: list[View], tmp_path: Path
+) -> None:
+    source = PatchGuard(replace(SMALL, views=begun)).eval()
+    save_detector(source, tmp_path, (32, 32))
+    seal(tmp_path, MODEL, WEIGHTS)
+    images, place = torch.rand(2, 3, 32, 32), torch.tensor([WHOLE_PLACE] * 2)
+    found = PatchGuard(starting_from(tmp_path, views=wanted)).eval()
+    torch.testing.assert_close(
+        found.window_logits(images, place).logits, source.window_logits(images, place).logits
+    )
 
 
 def test_settings_without_weights_are_those_of_the_new_detector(run: Path) -> None:

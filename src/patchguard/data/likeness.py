@@ -66,7 +66,9 @@ def suited(
         """Of each change, what it leaves in each of the boxes: near in all of them."""
         for place, unchanged in enumerate(shown):
             found = torch.stack([_nearest(change[place], unchanged) for change in changes]).mean(0)
-            if float((found / apart[place]).quantile(0.5)) > config.stray:
+            # What is the same in two images, such as nothing, leaves room for no change of it.
+            ratio = (found / apart[place]).nan_to_num(1.0, posinf=1e9)
+            if float(ratio.quantile(0.5)) > config.stray:
                 return False
         return True
 

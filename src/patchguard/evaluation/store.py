@@ -26,6 +26,7 @@ DECIDING = (
     "data/images.py",
     "data/preprocess.py",
     "data/samples.py",
+    "data/windows.py",
     "detector.py",
     "evaluation/campaign.py",
     "evaluation/protocol.py",

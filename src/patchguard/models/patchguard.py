@@ -21,6 +21,7 @@ from patchguard.models.vit import (
     embedded,
     encoded,
     normalisation,
+    patch_side,
     shares_stem,
 )
 from patchguard.models.weights import start_from_run
@@ -120,7 +121,7 @@ class PatchGuard(Detector):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.grid = self.backbone.patch_embed.grid_size[0]
-        self.patch = self.backbone.patch_embed.patch_size[0]
+        self.patch = patch_side(self.backbone)
         self.stride = max(1, math.floor(config.stride * self.grid))
         self.discriminator = Discriminator(
             self.grid * self.grid,

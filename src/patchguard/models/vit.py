@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.norm import LayerNorm2d
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -187,10 +188,17 @@ def create_backbone(name: str, image_size: int, weights: str = "none") -> Vision
 
 def embedded(backbone: VisionTransformer, images: Tensor) -> Tensor:
     """Patch embeddings [B, C, h, w] of normalised images [B, 3, H, W] of whole patches."""
-    patch = backbone.patch_embed.patch_size[0]
+    patch = patch_side(backbone)
     tokens: Tensor = backbone.patch_embed(images)
     height, width = images.shape[-2] // patch, images.shape[-1] // patch
     return tokens.transpose(1, 2).reshape(len(images), -1, height, width)
+
+
+def patch_side(backbone: VisionTransformer) -> int:
+    """Side in pixels of what becomes a token; of a network on a network, of both together."""
+    stem = backbone.patch_embed
+    side: int = stem.img_size[0] // stem.grid_size[0]
+    return side
 
 
 def encoded(backbone: VisionTransformer, embeddings: Tensor) -> Tensor:
@@ -211,7 +219,7 @@ def shares_stem(backbone: VisionTransformer) -> bool:
     Then windows that overlap can share it.
     """
     stem = backbone.patch_embed
-    return not isinstance(stem, ConvStem) or stem.local
+    return type(stem) is PatchEmbed or (isinstance(stem, ConvStem) and stem.local)
 
 
 def normalisation(backbone: VisionTransformer) -> tuple[Tensor, Tensor]:
@@ -244,8 +252,9 @@ def _from_timm(name: str, image_size: int, pretrained: bool) -> VisionTransforme
         ) from error
     if not isinstance(backbone, VisionTransformer):
         raise PatchGuardError(f"model.backbone {name!r} is not a Vision Transformer")
-    # Windows that overlap share their patch embeddings, of an image of any size.
-    backbone.patch_embed.strict_img_size = False
+    if type(backbone.patch_embed) is PatchEmbed:
+        # Windows that overlap share their patch embeddings, of an image of any size.
+        backbone.patch_embed.strict_img_size = False
     return backbone
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
+import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -41,7 +42,21 @@ def start_from_run(model: nn.Module, grid: int, config: ModelConfig, folder: Pat
     backbone = cast(VisionTransformer, model.backbone)
     _resample(state, "backbone.pos_embed", grid, _coded_prefix(backbone))
     _resample(state, "discriminator.position", grid, 0)
+    _match_place(state, model)
     _load(model, state, folder / WEIGHTS, config.backbone)
+
+
+def _match_place(state: dict[str, Tensor], model: nn.Module) -> None:
+    """The code of places of a run with windows, in or out of ``state`` as the new detector has it.
+
+    Training begins with nothing in it.
+    """
+    name = "discriminator.place.code.weight"
+    own = model.state_dict().get(name)
+    if own is None:
+        state.pop(name, None)
+    else:
+        state.setdefault(name, torch.zeros_like(own))
 
 
 def start_digest(weights: str) -> str | None:

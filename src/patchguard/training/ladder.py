@@ -21,8 +21,8 @@ from patchguard.arrays import FloatArray
 from patchguard.config import AnomalyConfig
 from patchguard.detector import device_of, to_tensor
 from patchguard.models.patchguard import PatchGuard
-from patchguard.runtime import full_precision
 from patchguard.training.prepare import Normals
+from patchguard.training.views import in_batches
 
 CONTRASTS = (0.2, 0.1, 0.05, 0.025)
 """Mean absolute change of an anomaly's pixels, as a fraction of what the data span."""
@@ -57,7 +57,10 @@ def ladder(
     for size, sides in SIZES.items():
         for contrast in CONTRASTS:
             images = list(_faint(held_out, config, detector.config.window, sides, contrast, seed))
-            found = float((_scores(detector, torch.stack(images)) > threshold).mean())
+            scores = in_batches(
+                lambda batch: detector(batch).score, torch.stack(images), device_of(detector)
+            )
+            found = float((scores > threshold).mean())
             rungs.append(
                 {"size": size, "contrast": contrast, "found": found, "images": len(images)}
             )
@@ -114,12 +117,3 @@ def _at_contrast(
     size = np.abs(change[mask]).mean()
     scaled: FloatArray = np.clip(image + change * np.float32(contrast / size), 0, 1)
     return scaled
-
-
-@torch.no_grad()
-def _scores(detector: PatchGuard, images: Tensor) -> np.ndarray:
-    device = device_of(detector)
-    with full_precision():
-        return torch.cat(
-            [detector(batch.to(device)).score.cpu() for batch in torch.split(images, 4)]
-        ).numpy()

@@ -10,13 +10,13 @@ views to one scale, on which a view that ranks them badly has to be the more cer
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from patchguard.anomalies.paste import anomaly_in_window, make_pseudo_anomaly, sample_rng
@@ -153,7 +153,7 @@ def _counts(detector: PatchGuard, view: View, images: Tensor) -> list[int]:
 def _compared(view: Alone, normals: Tensor, made: Tensor, eps: float, seed: int) -> list[Candidate]:
     clean = [_scores(view, images) for images in (normals, made)]
     attacked = clean
-    if eps and len(view.counts) > 1:
+    if eps:
         attacked = [
             _scores(view, _attacked(view, images, anomalous, eps, seed))
             for images, anomalous in ((normals, False), (made, True))
@@ -181,11 +181,17 @@ def _attacked(view: Alone, images: Tensor, anomalous: bool, eps: float, seed: in
     return torch.cat(found)
 
 
-@torch.no_grad()
 def _scores(view: Alone, images: Tensor) -> np.ndarray:
-    device = device_of(view.detector)
+    return in_batches(view.scores, images, device_of(view.detector))
+
+
+@torch.no_grad()
+def in_batches(
+    look: Callable[[Tensor], Tensor], images: Tensor, device: torch.device
+) -> np.ndarray:
+    """What a look at a few images [B, 3, H, W] at a time gives of all of them, float64."""
     with full_precision():
-        parts = [view.scores(batch.to(device)).double().cpu() for batch in torch.split(images, 4)]
+        parts = [look(batch.to(device)).double().cpu() for batch in torch.split(images, 4)]
     return torch.cat(parts).numpy()
 
 
@@ -198,8 +204,8 @@ def _spread_of(view: Alone, normals: Normals) -> tuple[float, float]:
 
 
 def _auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    ranks = rankdata(np.concatenate([normal, anomalous]))[len(normal) :]
-    return float((ranks.mean() - (len(anomalous) + 1) / 2) / len(normal))
+    wins = mannwhitneyu(anomalous, normal, method="asymptotic").statistic
+    return float(wins) / (len(normal) * len(anomalous))
 
 
 def _gap(normal: np.ndarray, anomalous: np.ndarray) -> float:
