@@ -38,19 +38,26 @@ def passes_of(suite: Suite) -> float:
 def seconds_per_pass(detector: Detector, images: Tensor) -> float:
     """What a pass forward and backward takes for one of these images [B, 3, H, W], on one worker.
 
-    The second of two passes on one image: the first one warms up.
+    A worker on the CPU has one thread and one image at a time costs as much as several; on a GPU it
+    is a share of as many as it holds. The second of two passes: the first one warms up.
     """
-    image = images[:1].to(device_of(detector)).requires_grad_()
-    taken = 0.0
-    with full_precision(), attackable(detector):
-        for _ in range(2):
-            began = time.monotonic()
-            score = detector(image).score.sum()
-            if score.requires_grad:
-                torch.autograd.grad(score, image, allow_unused=True)
-            float(score.detach())
-            taken = time.monotonic() - began
-    return taken
+    device = device_of(detector)
+    count = 1 if device.type == "cpu" else detector.at_once(*images.shape[-2:]) or len(images)
+    batch = images[:count].to(device).requires_grad_()
+    taken, threads = 0.0, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with full_precision(), attackable(detector):
+            for _ in range(2):
+                began = time.monotonic()
+                score = detector(batch).score.sum()
+                if score.requires_grad:
+                    torch.autograd.grad(score, batch, allow_unused=True)
+                float(score.detach())
+                taken = time.monotonic() - began
+    finally:
+        torch.set_num_threads(threads)
+    return taken / len(batch)
 
 
 def affordable(

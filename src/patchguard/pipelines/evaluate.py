@@ -345,14 +345,16 @@ def _within_its_minutes(
     folder: Path, config: EvaluationConfig, subject: Subject, test: TestSet, runtime: Runtime
 ) -> EvaluationConfig:
     """With as many images as the minutes allow, where minutes are given."""
-    config = _as_begun(folder, config, test)
     if config.images is not None or config.minutes is None:
         return config
-    suite = suite_of(config)
-    on_gpus = device_of(subject.detector).type != "cpu"
-    workers = max(1, len(runtime.gpus)) if on_gpus else torch.get_num_threads()
-    count = affordable(subject.detector, test, suite, config.minutes, workers)
-    remember(folder / CACHE, test, suite, config.minutes, count)
+    count = _as_begun(folder, config, test).images
+    if count is None:
+        suite = suite_of(config)
+        on_gpus = device_of(subject.detector).type != "cpu"
+        workers = max(1, len(runtime.gpus)) if on_gpus else torch.get_num_threads()
+        minutes = config.minutes / config.looks
+        count = affordable(subject.detector, test, suite, minutes, workers)
+        remember(folder / CACHE, test, suite, config.minutes, count)
     total = len(test.names)
     if count < total:
         runtime.reporter.tell(
