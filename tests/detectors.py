@@ -5,6 +5,17 @@ from torch import Tensor, nn
 
 from patchguard.detector import Detection, Detector, Inspection
 
+BRIGHT = """
+def bright(images):
+    return images.mean((1, 2, 3)), images.mean(1)
+
+bright.image_size = 32
+
+def make():
+    return bright
+"""
+"""A detector of somebody's own, as a Python file has it."""
+
 
 class Linear(Detector):
     """Score w·x and map w∘x summed over channels; the worst score in a ball is closed-form."""

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 import patchguard
+from detectors import BRIGHT
 from patchguard import cli
 from patchguard.config import (
     DataConfig,
@@ -615,17 +616,6 @@ def test_help_and_import_stay_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-BRIGHT = """
-def bright(images):
-    return images.mean((1, 2, 3)), images.mean(1)
-
-bright.image_size = 32
-
-def make():
-    return bright
-"""
 
 
 @pytest.mark.parametrize("detector", ["own", pytest.param("run", marks=pytest.mark.slow)])

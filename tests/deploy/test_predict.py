@@ -90,19 +90,25 @@ def test_what_others_put_there_is_not_written_over(
     assert (out / name).read_text() == "mine"
 
 
-def test_a_stopped_prediction_goes_on_from_what_is_done(
-    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, made = tmp_path / "out", []
-    monkeypatch.setattr(predict, "BATCH_SIZE", 1)
+def stopping_at(count: int) -> Callable[[Prediction], None]:
+    """Interrupts a prediction at its image of that number."""
+    made: list[Prediction] = []
 
     def stop(found: Prediction) -> None:
         made.append(found)
-        if len(made) == 4:
+        if len(made) == count:
             raise KeyboardInterrupt
 
+    return stop
+
+
+def test_a_stopped_prediction_goes_on_from_what_is_done(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(predict, "BATCH_SIZE", 1)
     with pytest.raises(KeyboardInterrupt):
-        patchguard.predict(run, images, out=out, each=stop)
+        patchguard.predict(run, images, out=out, each=stopping_at(4))
     assert len(json.loads((out / "scores.json").read_text())) == len(rows(out)) == 4
     # A kill in the middle of a line.
     with (out / "predictions.jsonl").open("a") as journal:
@@ -122,20 +128,11 @@ def test_a_stopped_prediction_goes_on_from_what_is_done(
 def test_a_prediction_that_is_stopped_twice_lists_what_both_found(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, made = tmp_path / "out", []
+    out = tmp_path / "out"
     monkeypatch.setattr(predict, "BATCH_SIZE", 1)
-
-    def stop_at(count: int) -> Callable[[Prediction], None]:
-        def stop(found: Prediction) -> None:
-            made.append(found)
-            if len(made) == count:
-                raise KeyboardInterrupt
-
-        return stop
-
-    for count, listed in ((4, 4), (5, 4)):
+    for more, listed in ((4, 4), (1, 4)):
         with pytest.raises(KeyboardInterrupt):
-            patchguard.predict(run, images, out=out, each=stop_at(count))
+            patchguard.predict(run, images, out=out, each=stopping_at(more))
         assert len(json.loads((out / "scores.json").read_text())) == listed
         assert len(rows(out)) == listed
 
@@ -156,16 +153,10 @@ def test_a_changed_image_is_judged_again(
 def test_an_image_that_changed_between_two_goes_has_one_row(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, made = tmp_path / "out", []
+    out = tmp_path / "out"
     monkeypatch.setattr(predict, "BATCH_SIZE", 1)
-
-    def stop(found: Prediction) -> None:
-        made.append(found)
-        if len(made) == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        patchguard.predict(run, images, out=out, each=stop)
+        patchguard.predict(run, images, out=out, each=stopping_at(3))
     shutil.copy(images / "scratch/000.png", images / "good/000.png")
     (images / "good/001.png").write_bytes(b"no image")
     done = patchguard.predict(run, images, out=out)

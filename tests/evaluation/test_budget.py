@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import patchguard
-from detectors import Linear
+from detectors import BRIGHT, Linear
 from patchguard.config import EvaluationConfig, Suite, ThreatConfig, load_suite
 from patchguard.detector import Detection, Detector
 from patchguard.evaluation import budget
@@ -25,16 +25,6 @@ from patchguard.evaluation.budget import (
 )
 from patchguard.evaluation.test_set import TestSet
 from trainings import Listening
-
-BRIGHT = """
-def bright(images):
-    return images.mean((1, 2, 3)), images.mean(1)
-
-bright.image_size = 32
-
-def make():
-    return bright
-"""
 
 
 def suite(*eps: str, steps: int = 10) -> Suite:

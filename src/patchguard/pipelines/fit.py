@@ -76,6 +76,8 @@ def provenance(material: PreparedImages, weights: str, runtime: Runtime) -> dict
         "foreground": material.foreground,
         "varied_by": material.changes,
         "full_scale": material.folder.full_scale,
+        "shape": list(material.shape),
+        "span": material.data.anomalies.range,
         "images": {
             "train": len(material.train.names),
             "tuning": 0 if material.tuning is material.train else len(material.tuning.names),

@@ -84,8 +84,15 @@ class PreparedImages:
             f"{self.tuned_on} to choose the score on, {len(self.held_out.names)} held out for "
             f"calibration, {len(self.folder.skipped)} skipped; "
             f"foreground: {self.foreground}; {self.shape[0]} x {self.shape[1]} px; "
-            f"varied by {self.changes}"
+            f"varied by {self.changes}{self._stretched}"
         )
+
+    @property
+    def _stretched(self) -> str:
+        span = self.data.anomalies.range
+        if not span:
+            return ""
+        return f"; their values span {span[0]:g} to {span[1]:g} and are stretched to 0 to 1"
 
     @property
     def tuned_on(self) -> str:
@@ -144,6 +151,11 @@ def prepare(
     foreground = replace(config.foreground, method=method)
     shape = working_shape([sample.source for sample in train], config, model)
     digest = _digest((*train, *calibration))
+    if "windows" in model.views:
+        tell(
+            f"each image is seen in {_windows_of(shape, model)} windows; a prediction costs that "
+            "many looks, an attack as many times its steps"
+        )
     train, tuning = _kept_for_tuning(train, model, seed)
     normals = _normals(train, foreground, shape)
     config = ranged(config, normals.images)

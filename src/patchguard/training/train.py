@@ -88,6 +88,12 @@ def train(
     model = PatchGuard(model_config, span=dataset.config.anomalies.range)
     check_settings(model, dataset.config, config)
     training = AdversarialTraining(model, config, steps, seed, len(dataset), model.contrast)
+    asked = parse_eps(config.attack.eps)
+    if training.eps < asked:
+        runtime.reporter.tell(
+            f"trained against {255 * training.eps:.2g}/255 instead of {config.attack.eps}: the "
+            f"images span {model.contrast:.2g} of [0, 1] only"
+        )
     loop = Loop(training, folder, runtime, _watched(dataset, config))
     loader = training_loader(
         dataset,
